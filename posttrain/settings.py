@@ -1,0 +1,213 @@
+"""Every setting a user can write, typed, documented and torch-free; a recipe or a flag can hold nothing else.
+
+Floor 0. Names are Hugging Face's or TRL's where one exists for the same thing. Classes have no effects and no
+fields computed at run time. The machinery (files, overrides, errors) is in `config.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: strict types, unknown keys refused, immutable."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+class ModelSettings(Settings):
+    """Which model to load, in which precision, and which of its weights to train."""
+
+    name_or_path: str = "nano"
+    """A directory in the Hugging Face layout, a PEFT adapter folder, a Hub name, or "nano" for the embedded base."""
+    revision: str | None = None
+    """Commit, tag or branch on the Hub; None takes the default branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of frozen weights and matrix products; "auto" takes bfloat16 where the device multiplies it fast, except for models too small to gain."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; "auto" takes cuda, then mps, then cpu."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template that replaces the tokenizer's own."""
+    layout: Literal["tree", "rows"] = "tree"
+    """How completions are laid out: prompt computed once per tree, or one padded row for each completion."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_r: Annotated[int, Field(ge=0)] = 0
+    """Rank of the LoRA adapter; 0 trains every weight."""
+    lora_alpha: Count = 32
+    """LoRA scale: updates are multiplied by lora_alpha / lora_r."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the adapter's input; above 0 it makes old and new log-probs differ, so policy stages refuse it."""
+    lora_target_modules: str | list[str] = "all-linear"
+    """Names of the modules that get an adapter, or "all-linear"."""
+
+
+class DataSettings(Settings):
+    """Which rows to read and how to turn them into prompts."""
+
+    source: str = "nano"
+    """A named source (nano, gsm8k, math, numina_math_cot, ...), or the path of a JSONL, JSON, CSV, Parquet or Arrow file."""
+    path: str | None = None
+    """Local file or directory to read a named source from, instead of the Hub."""
+    split: str = "train"
+    """Split of the source: train, validation or test."""
+    rows: Count | None = None
+    """Read only this many rows (the first ones, after filters); None reads all."""
+    prompt_style: str | None = None
+    """How a question becomes a prompt (r1_zero, boxed, question, chat, ...); None takes the source's own."""
+    columns: dict[str, str] = {}
+    """Renames columns: {prompt = "question"} reads the prompt from the column question."""
+    max_length: Count = 2048
+    """Rows with more prompt + completion tokens than this are dropped and counted."""
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    """How many malformed rows to drop before refusing the file."""
+
+
+class SamplingSettings(Settings):
+    """How an engine samples completions."""
+
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Keep the smallest set of tokens whose probability reaches this."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    min_p: Fraction = 0.0
+    """Keep tokens at least this likely relative to the likeliest."""
+    max_completion_length: Count = 256
+    """Token limit of a completion; one that reaches it is truncated."""
+    stop: list[str] = []
+    """Strings that end a completion."""
+
+
+class EngineSettings(Settings):
+    """Which engine generates, and how much it holds at a time."""
+
+    name: Literal["native"] = "native"
+    """The engine; native runs wherever torch runs."""
+    max_sequences: Count = 256
+    """Completions decoded side by side; the others wait and enter as these finish."""
+
+
+class StageSettings(Settings):
+    """What every stage has."""
+
+    model: ModelSettings = ModelSettings()
+    """The model that the stage starts from."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Run seed; every draw is derived from it."""
+
+
+class OptimizedStageSettings(StageSettings):
+    """What every stage with an optimizer has: AdamW, warm-up, decay, clipping, checkpoints."""
+
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer updates over which the learning rate rises linearly from 0."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """Decay of AdamW's second moment; beta1 is 0.9."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+    max_tokens_per_micro_batch: Count = 4096
+    """Token budget of one forward pass: sets memory, never the result."""
+    save_steps: Count = 50
+    """Write a checkpoint every so many steps."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """Checkpoints to keep, never fewer than two."""
+
+
+class PretrainSettings(OptimizedStageSettings):
+    """Train a small language model from scratch on the nano corpus, in two phases."""
+
+    learning_rate: Positive = 2e-3
+    hidden_size: Count = 192
+    num_hidden_layers: Count = 6
+    num_attention_heads: Count = 6
+    num_key_value_heads: Count = 3
+    intermediate_size: Count = 512
+    vocab_size: Count = 512
+    """Entries of the byte-pair vocabulary, special tokens included; digits are always single tokens."""
+    context_length: Count = 256
+    """Tokens in a training row."""
+    rows_per_step: Count = 64
+    """Training rows in one optimizer update."""
+    max_steps: Count = 1000
+    """Optimizer updates in both phases together."""
+    mid_training_fraction: Fraction = 0.2
+    """Share of the steps, at the end, trained on the second blend."""
+    blend: dict[str, NonNegative] = {}
+    """Weights of the corpus parts in the first phase; empty takes the vetted ones."""
+    mid_training_blend: dict[str, NonNegative] = {}
+    """Weights of the corpus parts in the second phase; empty takes the vetted ones."""
+
+
+class SftSettings(OptimizedStageSettings):
+    """Supervised fine-tuning on prompt-completion pairs, conversations or text."""
+
+    data: DataSettings = DataSettings()
+    rows_per_step: Count = 16
+    """Rows in one optimizer update; the loss is the mean over their trained tokens."""
+    num_train_epochs: Positive = 1.0
+    """Passes over the data; ignored where max_steps is set."""
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps to train; 0 derives them from num_train_epochs."""
+    learning_rate: Positive = 2e-5
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+
+
+class GrpoSettings(OptimizedStageSettings):
+    """Group-relative policy optimisation (Shao et al. 2024) with program rewards."""
+
+    data: DataSettings = DataSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()
+    rewards: dict[str, float] = {"r1_zero": 1.0}
+    """Reward functions and their weights."""
+    prompts_per_step: Count = 8
+    """Prompts sampled at each step."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions of each prompt (G): the advantage compares them."""
+    max_steps: Count = 100
+    """Steps to train."""
+    num_iterations: Count = 1
+    """Optimizer updates on each batch of rollouts; 1 is on-policy."""
+    advantage_baseline: Literal["group_mean", "leave_one_out", "none"] = "group_mean"
+    """What is subtracted from a reward: the group's mean, the others' mean (RLOO), or nothing."""
+    advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """What an advantage is divided by; Dr. GRPO divides by nothing."""
+    loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "token_mean"
+    """Denominator of the loss: each sequence's length, all tokens of the step (DAPO), or max_completion_length (Dr. GRPO)."""
+    epsilon_low: Positive = 0.2
+    """The ratio is clipped below at 1 - epsilon_low."""
+    epsilon_high: Positive = 0.2
+    """The ratio is clipped above at 1 + epsilon_high."""
+    beta: NonNegative = 0.0
+    """Weight of the k3 penalty that holds the policy to the reference; 0 needs no reference."""
+    mask_truncated: bool = False
+    """Leave truncated completions out of the loss (they stay in the baseline)."""
+    rollout_trees_saved: Annotated[int, Field(ge=0)] = 4
+    """Prompts of each step whose completions are written with per-token log-probs; texts of all are always written."""
+
+
+class EvalSettings(StageSettings):
+    """Sample a task's held-out problems and grade the answers."""
+
+    task: str = "nano"
+    """Name of the task: nano, gsm8k, math, ..."""
+    data: DataSettings = DataSettings(split="test")
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    engine: EngineSettings = EngineSettings()
+    num_samples: Count = 1
+    """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
