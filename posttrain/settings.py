@@ -26,11 +26,11 @@ class ModelSettings(Settings):
     """Which model to load, in which precision, and which of its weights to train."""
 
     name_or_path: str = "nano"
-    """A directory in the Hugging Face layout, a PEFT adapter folder, a Hub name, or "nano" for the embedded base."""
+    """A directory in the Hugging Face layout, a PEFT adapter folder, a Hub name, or "nano", the embedded base."""
     revision: str | None = None
     """Commit, tag or branch on the Hub; None takes the default branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of frozen weights and matrix products; "auto" takes bfloat16 where the device multiplies it fast, except for models too small to gain."""
+    """Precision of frozen weights and matrix products; "auto" takes bfloat16 where the device multiplies it fast."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; "auto" takes cuda, then mps, then cpu."""
     chat_template: str | None = None
@@ -188,7 +188,7 @@ class GrpoSettings(OptimizedStageSettings):
     advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std"
     """What an advantage is divided by; Dr. GRPO divides by nothing."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "token_mean"
-    """Denominator of the loss: each sequence's length, all tokens of the step (DAPO), or max_completion_length (Dr. GRPO)."""
+    """What the loss is averaged over: sequences, the step's tokens (DAPO), or max_completion_length (Dr. GRPO)."""
     epsilon_low: Positive = 0.2
     """The ratio is clipped below at 1 - epsilon_low."""
     epsilon_high: Positive = 0.2
@@ -198,7 +198,7 @@ class GrpoSettings(OptimizedStageSettings):
     mask_truncated: bool = False
     """Leave truncated completions out of the loss (they stay in the baseline)."""
     rollout_trees_saved: Annotated[int, Field(ge=0)] = 4
-    """Prompts of each step whose completions are written with per-token log-probs; texts of all are always written."""
+    """Prompts of each step whose completions keep per-token log-probs on disk; the texts of all are kept."""
 
 
 class EvalSettings(StageSettings):
