@@ -18,7 +18,12 @@ class Settings(BaseModel):
     """Base of all settings: strict types, unknown keys refused, immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -211,3 +216,12 @@ class EvalSettings(StageSettings):
     engine: EngineSettings = EngineSettings()
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
+
+
+class CompareSettings(Settings):
+    """Compare finished evaluations of the same problems: paired tests against a baseline."""
+
+    baseline: str
+    """The evaluation that the others are compared with."""
+    models: Annotated[list[str], Field(min_length=2)]
+    """The evaluations to compare, in the order of the table; the baseline is one of them."""

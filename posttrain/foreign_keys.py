@@ -1,0 +1,70 @@
+"""Keys that people bring from other trainers, and what they are called here.
+
+Floor 0: a table of hints for error messages; names on the left are TRL's and transformers'.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+FOREIGN_KEYS: dict[str, str] = {
+    "bf16": 'precision is model.dtype = "bfloat16"',
+    "fp16": 'precision is model.dtype = "bfloat16" or "float32"',
+    "dataset_name": "the rows are named by data.source",
+    "epsilon": "write both bounds of the clip, epsilon_low and epsilon_high",
+    "eval_strategy": 'evaluation is a stage of its own: type = "eval"',
+    "learning_rate_scheduler": "it is called lr_scheduler_type",
+    "logging_steps": "every step is logged",
+    "loss_type": 'say what the loss is averaged over: loss_aggregation = "sequence_mean" (TRL\'s grpo), '
+    '"token_mean" (dapo) or "constant_length" (dr_grpo)',
+    "lr": "it is called learning_rate",
+    "max_new_tokens": "it is called sampling.max_completion_length",
+    "max_prompt_length": "prompts are never cut: rows longer than data.max_length (prompt and completion) are dropped",
+    "model_name_or_path": "it is called model.name_or_path",
+    "output_dir": "a run lies in RUNS_DIR/NAME: --runs_dir and --name",
+    "reward_funcs": "rewards is a table of names and weights: [rewards] r1_zero = 1.0",
+    "reward_weights": "rewards is a table of names and weights: [rewards] r1_zero = 1.0",
+    "scale_rewards": 'it is called advantage_scale: "group_std" (True), "batch_std" ("batch") or "none" (False)',
+    "use_peft": "an adapter is trained where model.lora_r is above 0",
+    "use_vllm": "the engine is engine.name; native is built in and needs no server",
+    "warmup_ratio": "warm-up is counted in updates: warmup_steps",
+}
+BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size", "batch_size")
+
+
+def foreign_key(name: str, fields: Set[str], siblings: Mapping[str, Any]) -> str | None:
+    """Return what a foreign key is called here, with the arithmetic for batch sizes; None where it is not known.
+
+    `siblings` are the values that stand beside the key, as written (text where they came from flags).
+    """
+    unit = next((unit for unit in ("prompts_per_step", "rows_per_step") if unit in fields), None)
+    if name in BATCH_KEYS and unit:
+        return _batch_arithmetic(unit, siblings)
+    if name == "num_train_epochs" and unit:
+        return f"this stage counts steps: max_steps = epochs x rows of data / {unit}"
+    return FOREIGN_KEYS.get(name)
+
+
+def _batch_arithmetic(unit: str, siblings: Mapping[str, Any]) -> str:
+    """Say how many prompts or rows a step has, from the batch keys of a trainer that counts per device."""
+    device = _whole(siblings.get("per_device_train_batch_size", siblings.get("batch_size", 8)))
+    accumulation = _whole(siblings.get("gradient_accumulation_steps", 1))
+    total = device * accumulation
+    memory = "memory is set by max_tokens_per_micro_batch alone"
+    if unit == "rows_per_step":
+        return (
+            f"rows_per_step counts a whole update: {device} a device x {accumulation} micro-batches = {total}; {memory}"
+        )
+    group = _whole(siblings.get("num_generations", 8))
+    prompts = f"{total // group}" if total % group == 0 else f"{total / group:.2f} (choose a whole number)"
+    return (
+        "completions are counted there, prompts here: prompts_per_step = "
+        f"{device} a device x {accumulation} micro-batches / {group} generations = {prompts}; {memory}"
+    )
+
+
+def _whole(value: Any) -> int:
+    """Return a written batch size as a number of at least 1; its own fault is reported where it stands."""
+    try:
+        return max(1, int(value))
+    except (TypeError, ValueError):
+        return 1
