@@ -1,0 +1,206 @@
+"""Prompt trees as tensors: one packed sequence in which every prompt stands once, or plain padded rows.
+
+Floor 1: knows token ids and masks; no tokenizer, no model. `B` counts branches over all trees, in order.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import DataError
+from posttrain.records import TokenTree
+
+Layout = Literal["tree", "rows"]
+Span = tuple[int, int]  # start and length in the flattened input
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeBatch:
+    """A batch of trees, ready for one forward pass; `N` is the number of completion tokens.
+
+    In the tree layout R is 1 and T covers all tokens: each tree's prompt, then its branches one after the other.
+    In the rows layout R is B and each row is a prompt with one branch, padded on the right.
+    """
+
+    layout: Layout
+    input_ids: Tensor  # (R, T)
+    position_ids: Tensor  # (R, T), after the prompt again in every branch
+    attention_mask: Tensor  # (R, T) bool, True = real token
+    prompt_spans: tuple[Span, ...]  # of each tree, or in the rows layout of each row
+    branch_spans: tuple[Span, ...]  # of each branch, (B,)
+    branch_prompts: tuple[int, ...]  # index into prompt_spans of each branch, (B,)
+    predictors: Tensor  # (N,) index in the flattened input of the token whose hidden state predicts the target
+    targets: Tensor  # (N,) id of each completion token
+    rows: Tensor  # (N,) branch of each completion token
+    columns: Tensor  # (N,) place of each completion token in its branch
+    completion_mask: Tensor  # (B, Tc) bool, True = trained token
+    token_mask: Tensor  # (B, Tc) bool, True = completion token, trained or not
+
+    @property
+    def num_branches(self) -> int:
+        """Return B."""
+        return len(self.branch_spans)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens the forward pass computes, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> "TreeBatch":
+        """Return the batch with all tensors on `device`."""
+        tensors: dict[str, Any] = {
+            f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def pad(self, values: Sequence[Sequence[float]], *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Lay per-token values of each branch out as `(B, Tc)`, zero on padding, on the batch's device."""
+        padded = torch.zeros(self.token_mask.shape, dtype=dtype)
+        for row, (branch, (_, length)) in enumerate(zip(values, self.branch_spans, strict=True)):
+            assert len(branch) == length, f"branch {row} has {length} tokens, {len(branch)} values came"
+            padded[row, :length] = torch.tensor(branch, dtype=dtype)
+        return padded.to(self.input_ids.device)
+
+
+def build_batch(trees: Sequence[TokenTree], *, layout: Layout = "tree", pad_id: int = 0) -> TreeBatch:
+    """Lay trees out for one forward pass, on the CPU; branches keep their order.
+
+    A branch without tokens keeps its row, all masked. Raises DataError for a tree without prompt tokens or without
+    branches, and for a mask that doesn't fit its ids.
+    """
+    _check(trees)
+    branches = [branch for tree in trees for branch in tree.branches]
+    rows = [list(trees)] if layout == "tree" else [[tree] for tree in _one_branch_each(trees)]
+    width = max(_num_tokens(row) for row in rows)
+    input_ids = torch.full((len(rows) * width,), pad_id)
+    position_ids = torch.zeros_like(input_ids)
+    attention_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+    prompt_spans: list[Span] = []
+    branch_spans: list[Span] = []
+    branch_prompts: list[int] = []
+    predictors: list[int] = []
+    for tree, piece, start, position in _pieces(rows, width):
+        end = start + len(piece)
+        input_ids[start:end] = torch.tensor(piece, dtype=torch.long)
+        position_ids[start:end] = torch.arange(position, position + len(piece))
+        attention_mask[start:end] = True
+        if position == 0:
+            prompt_spans.append((start, len(piece)))
+        else:
+            branch_spans.append((start, len(piece)))
+            branch_prompts.append(tree)
+            last_prompt_token = sum(prompt_spans[tree]) - 1
+            predictors.extend([last_prompt_token, *range(start, end - 1)][: len(piece)])
+    completion_mask = torch.zeros(len(branches), max(len(branch.ids) for branch in branches), dtype=torch.bool)
+    token_mask = torch.zeros_like(completion_mask)
+    for row, branch in enumerate(branches):
+        completion_mask[row, : len(branch.ids)] = torch.tensor(branch.mask, dtype=torch.bool)
+        token_mask[row, : len(branch.ids)] = True
+    branch_of_token, place_of_token = token_mask.nonzero(as_tuple=True)
+    return TreeBatch(
+        layout=layout,
+        input_ids=input_ids.view(len(rows), width),
+        position_ids=position_ids.view(len(rows), width),
+        attention_mask=attention_mask.view(len(rows), width),
+        prompt_spans=tuple(prompt_spans),
+        branch_spans=tuple(branch_spans),
+        branch_prompts=tuple(branch_prompts),
+        predictors=torch.tensor(predictors, dtype=torch.long),
+        targets=torch.tensor([token for branch in branches for token in branch.ids], dtype=torch.long),
+        rows=branch_of_token,
+        columns=place_of_token,
+        completion_mask=completion_mask,
+        token_mask=token_mask,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Trees of one forward pass, and where their branches stood among all branches of the uncut trees."""
+
+    trees: tuple[TokenTree, ...]
+    branches: tuple[int, ...]  # consecutive: `advantages[list(micro_batch.branches)]`
+
+
+def cut_micro_batches(trees: Sequence[TokenTree], max_tokens: int, *, layout: Layout = "tree") -> list[MicroBatch]:
+    """Cut trees, in order, into micro-batches that compute at most `max_tokens` tokens each, padding included.
+
+    A tree over the budget is split by branches and its prompt repeated; a single branch over the budget goes alone.
+    """
+    _check(trees)
+    cut: list[list[TokenTree]] = [[]]
+    pieces = (
+        _one_branch_each(trees) if layout == "rows" else [part for tree in trees for part in _split(tree, max_tokens)]
+    )
+    for piece in pieces:
+        together = [*cut[-1], piece]
+        if len(together) > 1 and _forward_tokens(together, layout) > max_tokens:
+            cut.append([piece])
+        else:
+            cut[-1] = together
+    micro_batches = []
+    seen = 0
+    for parts in cut:
+        count = sum(len(part.branches) for part in parts)
+        micro_batches.append(MicroBatch(tuple(parts), tuple(range(seen, seen + count))))
+        seen += count
+    return micro_batches
+
+
+def _split(tree: TokenTree, max_tokens: int) -> list[TokenTree]:
+    """Split a tree that is over the budget into trees of as many branches as fit."""
+    parts = [TokenTree(tree.prompt_ids, tree.branches[:1])]
+    for branch in tree.branches[1:]:
+        wider = TokenTree(tree.prompt_ids, (*parts[-1].branches, branch))
+        if _num_tokens([wider]) <= max_tokens:
+            parts[-1] = wider
+        else:
+            parts.append(TokenTree(tree.prompt_ids, (branch,)))
+    return parts
+
+
+def _one_branch_each(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    return [TokenTree(tree.prompt_ids, (branch,)) for tree in trees for branch in tree.branches]
+
+
+def _num_tokens(trees: Sequence[TokenTree]) -> int:
+    return sum(len(tree.prompt_ids) + sum(len(branch.ids) for branch in tree.branches) for tree in trees)
+
+
+def _forward_tokens(trees: Sequence[TokenTree], layout: Layout) -> int:
+    """Return how many tokens one forward over the trees computes."""
+    if layout == "tree":
+        return _num_tokens(trees)
+    rows = _one_branch_each(trees)
+    return len(rows) * max(_num_tokens([row]) for row in rows)
+
+
+def _pieces(rows: Sequence[Sequence[TokenTree]], width: int) -> Iterator[tuple[int, tuple[int, ...], int, int]]:
+    """Yield each prompt and branch in order: tree, ids, start in the flattened input, position of its first token."""
+    index = 0
+    for row, trees in enumerate(rows):
+        start = row * width
+        for tree in trees:
+            yield index, tree.prompt_ids, start, 0
+            start += len(tree.prompt_ids)
+            for branch in tree.branches:
+                yield index, branch.ids, start, len(tree.prompt_ids)
+                start += len(branch.ids)
+            index += 1
+
+
+def _check(trees: Sequence[TokenTree]) -> None:
+    if not trees:
+        raise DataError("a batch needs at least one tree, none came")
+    for index, tree in enumerate(trees):
+        if not tree.prompt_ids:
+            raise DataError(f"tree {index} has no prompt tokens: its first completion token has nothing to follow")
+        if not tree.branches:
+            raise DataError(f"tree {index} has no branches: nothing to train on")
+        for place, branch in enumerate(tree.branches):
+            if len(branch.ids) != len(branch.mask):
+                counts = f"{len(branch.ids)} ids and {len(branch.mask)} mask entries"
+                raise DataError(f"tree {index}, branch {place}: expected one mask entry for each id, got {counts}")
