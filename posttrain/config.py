@@ -82,9 +82,9 @@ def key_lines(text: str) -> dict[Key, int]:
     found: dict[Key, int] = {}
     table: Key = ()
     statement, start = "", 1
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         start = number if not statement else start
-        statement += line
+        statement += line + "\n"
         try:
             parsed = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
