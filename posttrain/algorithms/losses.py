@@ -1,0 +1,70 @@
+"""Losses of the training stages, token by token.
+
+Floor 0: pure tensor mathematics; knows no model, setting or rank. Entry t of a `(B, T)` tensor belongs to token t, a
+mask means KEEP. How a per-token loss is averaged is `tokens.aggregate`'s business, a KL penalty the caller's
+(`tokens.k3`), an advantage `advantages`'.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posttrain.algorithms.tokens import MAX_LOG_RATIO, aggregate, k3, upcast
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
+    """Return the share of `(B, T)` log-probs in the mean negative log-likelihood of an update's `num_tokens` tokens."""
+    # token_mean reads num_tokens alone.
+    return aggregate(-logprobs, mask, "token_mean", num_sequences=0, num_tokens=num_tokens, max_length=0)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A policy loss, and what to watch in it; all `(B, T)`, 0 or False where masked.
+
+    All but `per_token` are detached, and are per token too, so that their means can be taken over the whole update:
+    with `aggregate(..., "token_mean", ...)`, like the loss.
+    """
+
+    per_token: Tensor
+    ratio: Tensor  # policy / old policy
+    clipped_low: Tensor  # bool: the lower bound holds the token, which only happens to negative advantages
+    clipped_high: Tensor  # bool: the upper bound holds the token, which only happens to positive advantages
+    approx_kl: Tensor  # k3 estimate of KL(old policy || policy): the tokens are the old policy's
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    epsilon_low: float,
+    epsilon_high: float,
+) -> PolicyLoss:
+    """Return the clipped surrogate -min(ratio * A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A) of each token.
+
+    PPO (arXiv 1707.06347, eq. 7), with a bound of its own on each side (DAPO, arXiv 2503.14476). `advantages` is
+    `(B,)`: one for each sequence. Without `old_logprobs` the policy is its own old policy: the ratio is exactly 1 and
+    the gradient that of REINFORCE. Gradients flow into `logprobs` alone.
+    """
+    assert logprobs.shape == mask.shape, f"logprobs {tuple(logprobs.shape)} and mask {tuple(mask.shape)} differ"
+    assert advantages.shape == logprobs.shape[:1], f"advantages {tuple(advantages.shape)}, expected (B,)"
+    dropped = ~mask.bool()
+    # Masked first: the gradient of what is infinite in the padding would be NaN, whatever is masked later.
+    new = upcast(logprobs).masked_fill(dropped, 0.0)
+    old = new.detach() if old_logprobs is None else upcast(old_logprobs).detach().masked_fill(dropped, 0.0)
+    assert old.shape == new.shape, f"old_logprobs {tuple(old.shape)} and logprobs {tuple(new.shape)} differ"
+    advantage = upcast(advantages).detach().unsqueeze(-1)  # (B, 1)
+
+    ratio = (new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+    return PolicyLoss(
+        per_token=per_token.masked_fill(dropped, 0.0),
+        ratio=ratio.detach().masked_fill(dropped, 0.0),
+        clipped_low=(ratio < 1 - epsilon_low) & (advantage < 0) & ~dropped,
+        clipped_high=(ratio > 1 + epsilon_high) & (advantage > 0) & ~dropped,
+        approx_kl=k3(old, new.detach()),
+    )

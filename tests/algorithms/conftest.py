@@ -1,0 +1,24 @@
+"""The modules under test, as fixtures: `test_planted_faults.py` calls the same tests with faulty copies."""
+
+from types import ModuleType
+
+import pytest
+
+import posttrain.algorithms.advantages
+import posttrain.algorithms.losses
+import posttrain.algorithms.tokens
+
+
+@pytest.fixture(scope="session")
+def tokens() -> ModuleType:
+    return posttrain.algorithms.tokens
+
+
+@pytest.fixture(scope="session")
+def advantages() -> ModuleType:
+    return posttrain.algorithms.advantages
+
+
+@pytest.fixture(scope="session")
+def losses() -> ModuleType:
+    return posttrain.algorithms.losses
