@@ -104,13 +104,18 @@ class EngineSettings(Settings):
 class StageSettings(Settings):
     """What every stage has."""
 
-    model: ModelSettings = ModelSettings()
-    """The model that the stage starts from."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Run seed; every draw is derived from it."""
 
 
-class OptimizedStageSettings(StageSettings):
+class ModelStageSettings(StageSettings):
+    """What every stage with a model has."""
+
+    model: ModelSettings = ModelSettings()
+    """The model that the stage starts from."""
+
+
+class OptimizedStageSettings(ModelStageSettings):
     """What every stage with an optimizer has: AdamW, warm-up, decay, clipping, checkpoints."""
 
     learning_rate: Positive = 1e-5
@@ -206,7 +211,7 @@ class GrpoSettings(OptimizedStageSettings):
     """Prompts of each step whose completions keep per-token log-probs on disk; the texts of all are kept."""
 
 
-class EvalSettings(StageSettings):
+class EvalSettings(ModelStageSettings):
     """Sample a task's held-out problems and grade the answers."""
 
     task: str = "nano"
@@ -218,7 +223,7 @@ class EvalSettings(StageSettings):
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
 
 
-class CompareSettings(Settings):
+class CompareSettings(StageSettings):
     """Compare finished evaluations of the same problems: paired tests against a baseline."""
 
     baseline: str
