@@ -50,12 +50,15 @@ def clipped_policy_loss(
     the gradient that of REINFORCE. Gradients flow into `logprobs` alone.
     """
     assert logprobs.shape == mask.shape, f"logprobs {tuple(logprobs.shape)} and mask {tuple(mask.shape)} differ"
+    assert old_logprobs is None or old_logprobs.shape == mask.shape, (
+        f"old_logprobs {tuple(old_logprobs.shape)} and mask {tuple(mask.shape)} differ"
+    )
     assert advantages.shape == logprobs.shape[:1], f"advantages {tuple(advantages.shape)}, expected (B,)"
     dropped = ~mask.bool()
-    # Masked first: the gradient of what is infinite in the padding would be NaN, whatever is masked later.
+    # Masked first: what is infinite in the padding would have NaN as its gradient, whatever is masked later. Padding
+    # then has ratio 1: it is never clipped, and its KL is 0.
     new = upcast(logprobs).masked_fill(dropped, 0.0)
     old = new.detach() if old_logprobs is None else upcast(old_logprobs).detach().masked_fill(dropped, 0.0)
-    assert old.shape == new.shape, f"old_logprobs {tuple(old.shape)} and logprobs {tuple(new.shape)} differ"
     advantage = upcast(advantages).detach().unsqueeze(-1)  # (B, 1)
 
     ratio = (new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -64,7 +67,7 @@ def clipped_policy_loss(
     return PolicyLoss(
         per_token=per_token.masked_fill(dropped, 0.0),
         ratio=ratio.detach().masked_fill(dropped, 0.0),
-        clipped_low=(ratio < 1 - epsilon_low) & (advantage < 0) & ~dropped,
-        clipped_high=(ratio > 1 + epsilon_high) & (advantage > 0) & ~dropped,
+        clipped_low=(ratio < 1 - epsilon_low) & (advantage < 0),
+        clipped_high=(ratio > 1 + epsilon_high) & (advantage > 0),
         approx_kl=k3(old, new.detach()),
     )

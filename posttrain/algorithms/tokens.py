@@ -73,10 +73,10 @@ def aggregate(
 # Estimators of KL(policy || reference) for tokens sampled from the policy, after J. Schulman, "Approximating KL
 # Divergence" (joschu.net/blog/kl-approx.html). All three estimate its value; which one to train on is another matter:
 #
-#       as a reward                             as a loss
-#   k1  right: unbiased, signed                 wrong: its expected gradient is 0
-#   k2  biased                                  right: its expected gradient is that of KL(policy || reference)
-#   k3  unbiased value, biased policy gradient  GRPO's choice: its expected gradient is that of KL(reference || policy)
+#       as a reward                                     as a loss
+#   k1  right: unbiased, signed                         wrong: its expected gradient is 0
+#   k2  wrong: biased                                   right: the expected gradient of KL(policy || reference)
+#   k3  wrong: subtracts that of KL(reference||policy)  GRPO's choice: that of KL(reference || policy)
 
 
 def _log_ratio(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
