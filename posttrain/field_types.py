@@ -31,8 +31,15 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-_NOUNS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "none"}
-_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+_NOUNS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    NoneType: "none",
+}
+_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most", "min_length": "of at least"}
 
 
 def _describe_one(kind: Any) -> str:
@@ -44,15 +51,14 @@ def _describe_one(kind: Any) -> str:
         if hasattr(limit, name)
     ]
     origin = get_origin(base) or base
+    noun, rest = _NOUNS.get(origin, "a table"), ""
     if origin is Literal:
         noun = f"one of {', '.join(map(str, get_args(base)))}"
     elif origin is list:
-        noun = f"a list, each {describe(get_args(base)[0])}"
+        rest = f", each {describe(get_args(base)[0])}"
     elif origin is dict:
-        noun = f"a table, each value {describe(get_args(base)[1])}"
-    else:
-        noun = _NOUNS.get(base, "a table")
-    return " ".join([noun, " and ".join(bounds)]).strip()
+        rest = f", each value {describe(get_args(base)[1])}"
+    return " ".join([noun, " and ".join(bounds)]).strip() + rest
 
 
 def field_type(kind: Any) -> Any:

@@ -1,0 +1,216 @@
+"""A recipe: stages in order, each fed by earlier ones, read from one TOML file and its flags.
+
+Floor 6: knows which stages exist and how they hang together; `runner.py` runs them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from posttrain.config import Entry, near_match, parse_flags, read_toml, refuse, resolve, under
+from posttrain.errors import ConfigError
+from posttrain.pipeline.stages import STAGE_TYPES
+from posttrain.settings import CompareSettings, ModelStageSettings, Settings, StageSettings
+
+SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
+FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
+    "max_tokens_per_micro_batch",
+    "save_steps",
+    "save_total_limit",
+    "rollout_trees_saved",
+    "engine.max_sequences",
+    "model.device",
+    "model.gradient_checkpointing",
+)
+
+
+class RecipeHeader(Settings):
+    """The recipe's own keys."""
+
+    name: str = "run"
+    """Name of the run: its directory under RUNS_DIR."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every stage that gives none."""
+
+
+class StageHeader(Settings):
+    """The keys of a stage's table that are the pipeline's."""
+
+    type: str
+    """Kind of stage."""
+    init_from: str | None = None
+    """Earlier stage whose model this one starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage with its settings; `init_from` and `evaluations` name earlier stages."""
+
+    name: str
+    type: str
+    settings: StageSettings
+    origins: Mapping[str, str]  # dotted key -> "default", file:line or flag
+    where: str  # file:line of its table
+    init_from: str | None = None
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The evaluation stages that a comparison reads; empty for other stages."""
+        return tuple(self.settings.models) if isinstance(self.settings, CompareSettings) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named run: stages in the order in which they run."""
+
+    name: str
+    seed: int
+    stages: tuple[Stage, ...]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None) -> Recipe:
+    """Read a recipe file with flags over it; raises ConfigError with every problem at once."""
+    problems: list[str] = []
+    entries = read_toml(path)
+    stage_names = list(dict.fromkeys(entry.key[1] for entry in entries if _in_stage(entry)))
+    flags = parse_flags(overrides, problems)
+    header = resolve(RecipeHeader, _header_entries(entries + flags, stage_names, problems), problems, where=str(path))
+    if not stage_names:
+        problems.append(f'{path}: a recipe has stages: [stage.sft] type = "sft"')
+    seed = header.settings.seed if header else 0
+    defaults = [entry for entry in entries + flags if entry.key[0] in SHARED_TABLES]
+    if header and header.origins["seed"] != "default":
+        defaults.insert(0, Entry(("seed",), seed, header.origins["seed"]))
+    stages: dict[str, Stage] = {}
+    for stage_name in stage_names:
+        own = under(entries, "stage", stage_name) + under(flags, "stage", stage_name)
+        stage = _read_stage(stage_name, own, defaults, where=own[0].origin, problems=problems)
+        if stage:
+            problems.extend(_link_problems(stage, own, stages, stage_names))
+            stages[stage_name] = stage
+    refuse(list(dict.fromkeys(problems)))
+    assert header is not None
+    chosen = header.settings.name if header.origins["name"] != "default" else Path(path).stem
+    return Recipe(check_name(name or chosen), seed, tuple(stages.values()))
+
+
+def single_stage(type_name: str, config: str | Path | None, overrides: Sequence[str], *, name: str) -> Recipe:
+    """Return the recipe of one stage, named after its type, from a file of its settings (or none) and flags."""
+    problems: list[str] = []
+    entries = read_toml(config) if config else []
+    if any(entry.key[0] == "stage" for entry in entries):
+        raise ConfigError(f"{config} is a recipe, not the settings of one stage", fix=f"posttrain run {config}")
+    entries = [*entries, *parse_flags(overrides, problems)]
+    where = str(config or f"posttrain {type_name}")
+    resolved = resolve(STAGE_TYPES[type_name].settings, entries, problems, where=where)
+    refuse(problems)
+    assert resolved is not None
+    return Recipe(
+        check_name(name),
+        resolved.settings.seed,
+        (Stage(type_name, type_name, resolved.settings, resolved.origins, where),),
+    )
+
+
+def check_name(name: str) -> str:
+    """Return the name of a run if it can be a directory's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"a run is named with letters, digits, dots, dashes and underscores, not {name!r}")
+    return name
+
+
+def fed_by(stage: Stage) -> tuple[str, ...]:
+    """Return the names of the earlier stages whose artifacts a stage reads."""
+    return (stage.init_from,) if stage.init_from else stage.evaluations
+
+
+def frozen_settings(stage: Stage) -> dict[str, Any]:
+    """Return what must not change between two parts of a run, as plain JSON."""
+    content = stage.settings.model_dump(mode="json")
+    for dotted in FREE_FIELDS:
+        table, _, field = dotted.rpartition(".")
+        (content.get(table, {}) if table else content).pop(field, None)
+    if stage.init_from:
+        content["model"]["name_or_path"] = None
+    return {"type": stage.type, "init_from": stage.init_from, "settings": content}
+
+
+def _in_stage(entry: Entry) -> bool:
+    return entry.key[0] == "stage" and (len(entry.key) > 2 or (len(entry.key) == 2 and entry.value == {}))
+
+
+def _header_entries(entries: Sequence[Entry], stage_names: Sequence[str], problems: list[str]) -> list[Entry]:
+    """Return the entries of the recipe's own keys; report keys that are none of its and stages that it lacks."""
+    kept = []
+    for entry in entries:
+        top = entry.key[0]
+        if top == "stage":
+            if not _in_stage(entry):
+                problems.append(f'{entry.origin}: a stage is a table: [stage.sft] type = "sft"')
+            elif entry.key[1] not in stage_names:
+                problems.append(f"{entry.origin}: no stage {entry.key[1]} here{near_match(entry.key[1], stage_names)}")
+        elif top in RecipeHeader.model_fields:
+            kept.append(entry)
+        elif top not in SHARED_TABLES:
+            dotted = ".".join(entry.key)
+            known = [*RecipeHeader.model_fields, *SHARED_TABLES, "stage"]
+            inside = [f"stage.{stage}.{dotted}" for stage in stage_names]
+            problems.append(f"{entry.origin}: unknown key {dotted}{near_match(dotted, [*known, *inside], known=known)}")
+        elif entry.key == ("data", "split"):
+            problems.append(f"{entry.origin}: a split belongs to one stage: write data.split in that stage's table")
+    return kept
+
+
+def _read_stage(
+    name: str, own: Sequence[Entry], shared: Sequence[Entry], *, where: str, problems: list[str]
+) -> Stage | None:
+    """Build one stage from the shared defaults and its own table; None where something is wrong with it."""
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        problems.append(f"{where}: a stage is named with small letters, digits and underscores, not {name!r}")
+    header = resolve(
+        StageHeader, [entry for entry in own if _is_header(entry)], problems, where=f"{where}: stage {name}"
+    )
+    if header is None:
+        return None
+    kind = STAGE_TYPES.get(header.settings.type)
+    if kind is None:
+        known = f"{near_match(header.settings.type, list(STAGE_TYPES), known=list(STAGE_TYPES))}"
+        problems.append(f"{header.origins['type']}: no stage type {header.settings.type!r}{known}")
+        return None
+    usable = [entry for entry in shared if entry.key[0] in kind.settings.model_fields]
+    written = [entry for entry in own if not _is_header(entry) and entry.key]
+    resolved = resolve(kind.settings, [*usable, *written], problems, where=f"{where}: stage {name}")
+    if resolved is None:
+        return None
+    return Stage(name, header.settings.type, resolved.settings, resolved.origins, where, header.settings.init_from)
+
+
+def _is_header(entry: Entry) -> bool:
+    return len(entry.key) > 0 and entry.key[0] in StageHeader.model_fields
+
+
+def _link_problems(
+    stage: Stage, own: Sequence[Entry], earlier: Mapping[str, Stage], stage_names: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is wrong with the stages that a stage reads: each must come earlier and make the right thing."""
+    wanted = "model" if stage.init_from else "evaluation"
+    line = next((entry.origin for entry in own if entry.key[:1] in (("init_from",), ("models",))), stage.where)
+    before = stage_names[: stage_names.index(stage.name)]
+    for name in fed_by(stage):
+        needs = f"{line}: stage {stage.name} needs {name}"
+        if name not in stage_names:
+            yield f"{needs}, and there is no such stage{near_match(name, before)}"
+        elif name not in before:
+            yield f"{needs}, which must come before it"
+        elif name in earlier and STAGE_TYPES[earlier[name].type].produces != wanted:
+            yield f"{needs}, which is of type {earlier[name].type} and makes no {wanted}"
+    if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
+        yield f"{line}: a stage of type {stage.type} starts from no model"
+    if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):
+        yield f"{named[0].origin}: the model comes from init_from = {stage.init_from}; remove one of the two"
+    if isinstance(stage.settings, CompareSettings) and stage.settings.baseline not in stage.settings.models:
+        yield f"{stage.where}: the baseline {stage.settings.baseline} must be one of models"

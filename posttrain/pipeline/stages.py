@@ -1,0 +1,74 @@
+"""The stages that a recipe can name: their settings, what they leave behind, and the function that runs them.
+
+Floor 6: functions are imported when a stage starts, so that a recipe is read without torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from posttrain.settings import (
+    CompareSettings,
+    EvalSettings,
+    GrpoSettings,
+    PretrainSettings,
+    SftSettings,
+    StageSettings,
+)
+
+if TYPE_CHECKING:
+    from posttrain.runs.directory import StageRun
+
+StageFunction = Callable[[Any, "StageRun"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StageType:
+    """A kind of stage; `load` imports and returns its function."""
+
+    settings: type[StageSettings]
+    produces: Literal["model", "evaluation", "comparison"]
+    load: Callable[[], StageFunction]
+
+
+def _pretrain() -> StageFunction:
+    from posttrain.stages.pretrain import pretrain
+
+    return pretrain
+
+
+def _sft() -> StageFunction:
+    from posttrain.stages.sft import sft
+
+    return sft
+
+
+def _grpo() -> StageFunction:
+    from posttrain.stages.grpo import grpo
+
+    return grpo
+
+
+def _evaluate() -> StageFunction:
+    from posttrain.evals.evaluate import evaluate
+
+    return evaluate
+
+
+def _compare() -> StageFunction:
+    """Return the comparison as a stage: the evaluations are the neighbouring directories of those names."""
+    from posttrain.reports.comparison import compare
+
+    def run_comparison(settings: CompareSettings, run: "StageRun") -> None:
+        compare({name: run.path.parent / name for name in settings.models}, settings.baseline, run.path)
+
+    return run_comparison
+
+
+STAGE_TYPES: dict[str, StageType] = {
+    "pretrain": StageType(PretrainSettings, "model", _pretrain),
+    "sft": StageType(SftSettings, "model", _sft),
+    "grpo": StageType(GrpoSettings, "model", _grpo),
+    "eval": StageType(EvalSettings, "evaluation", _evaluate),
+    "compare": StageType(CompareSettings, "comparison", _compare),
+}

@@ -1,0 +1,199 @@
+"""Recipes: shared defaults, overrides, links between stages, and every mistake named with its line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain.errors import ConfigError
+from posttrain.pipeline.recipe import Recipe, frozen_settings, load_recipe, single_stage
+from posttrain.settings import CompareSettings, EvalSettings, GrpoSettings, SftSettings
+
+DEMO = """\
+# a comment
+name = "demo"
+seed = 17
+[model]
+name_or_path = "nano"
+dtype = "float32"
+[data]
+rows = 9
+[stage.base]
+type = "eval"
+[stage.sft]
+type = "sft"
+learning_rate = 1e-3
+data.rows = 4
+[stage.sft_eval]
+type = "eval"
+init_from = "sft"
+sampling.max_completion_length = 8
+[stage.grpo]
+type = "grpo"
+init_from = "sft"
+seed = 3
+[stage.comparison]
+type = "compare"
+baseline = "base"
+models = ["base", "sft_eval"]
+"""
+
+
+def load(tmp_path: Path, text: str = DEMO, overrides: tuple[str, ...] = ()) -> Recipe:
+    (tmp_path / "r.toml").write_text(text)
+    return load_recipe(tmp_path / "r.toml", overrides)
+
+
+def problems(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, overrides)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_stages_come_in_order_with_shared_defaults_below_their_own(tmp_path):
+    recipe = load(tmp_path)
+    assert (recipe.name, recipe.seed) == ("demo", 17)
+    assert [(stage.name, stage.type, stage.init_from) for stage in recipe.stages] == [
+        ("base", "eval", None),
+        ("sft", "sft", None),
+        ("sft_eval", "eval", "sft"),
+        ("grpo", "grpo", "sft"),
+        ("comparison", "compare", None),
+    ]
+    base, sft, _, grpo, comparison = (stage.settings for stage in recipe.stages)
+    assert isinstance(base, EvalSettings)
+    assert isinstance(sft, SftSettings)
+    assert isinstance(grpo, GrpoSettings)
+    assert (base.model.dtype, base.data.rows, base.data.split, base.seed) == ("float32", 9, "test", 17)
+    assert (sft.data.rows, sft.learning_rate, sft.seed) == (4, 1e-3, 17)
+    assert (grpo.seed, grpo.data.rows) == (3, 9)
+    assert comparison == CompareSettings(baseline="base", models=["base", "sft_eval"], seed=17)
+    assert recipe.stages[4].evaluations == ("base", "sft_eval")
+
+
+def test_origins_name_line_flag_or_default(tmp_path):
+    recipe = load(tmp_path, overrides=("--stage.grpo.learning_rate", "1e-5", "--model.lora_r", "4", "--seed=2"))
+    grpo = recipe.stages[3]
+    assert grpo.settings.learning_rate == 1e-5
+    assert grpo.settings.model.lora_r == 4
+    assert recipe.stages[0].settings.seed == 2
+    assert grpo.origins["learning_rate"] == "--stage.grpo.learning_rate"
+    assert grpo.origins["model.lora_r"] == "--model.lora_r"
+    assert grpo.origins["model.dtype"] == f"{tmp_path}/r.toml:6"
+    assert grpo.origins["beta"] == "default"
+    assert recipe.stages[0].origins["seed"] == "--seed"
+
+
+def test_the_name_is_the_flags_then_the_files_then_the_files_stem(tmp_path):
+    assert load(tmp_path, overrides=("--name", "other")).name == "other"
+    assert load(tmp_path, DEMO.replace('name = "demo"\n', "")).name == "r"
+    assert load_recipe(tmp_path / "r.toml", name="third").name == "third"
+    with pytest.raises(ConfigError, match="a run is named with"):
+        load_recipe(tmp_path / "r.toml", name="../up")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "learning_rate = 1e-3",
+            "learning_rat = 1e-3",
+            "r.toml:13: unknown key learning_rat; did you mean learning_rate?",
+        ),
+        ('type = "sft"', 'type = "stf"', "r.toml:12: no stage type 'stf'; did you mean sft?"),
+        ('type = "sft"\n', "", "r.toml:12: stage sft: type is required"),
+        ("seed = 17", "sed = 17", "r.toml:3: unknown key sed; did you mean seed?"),
+        (
+            "seed = 17",
+            "learning_rate = 1.0",
+            "r.toml:3: unknown key learning_rate; did you mean stage.sft.learning_rate?",
+        ),
+        ("seed = 17", "seed = -1", "r.toml:3: seed must be an integer of at least 0, not -1"),
+        ("[data]\n", '[data]\nsplit = "train"\n', "r.toml:8: a split belongs to one stage"),
+        ("[stage.sft_eval]", "[stage.Sft-eval]", "r.toml:16: a stage is named with small letters"),
+        (
+            'init_from = "sft"\nseed',
+            'init_from = "sfd"\nseed',
+            "stage grpo needs sfd, and there is no such stage; did you mean sft?",
+        ),
+        (
+            'init_from = "sft"\nseed',
+            'init_from = "base"\nseed',
+            "stage grpo needs base, which is of type eval and makes no model",
+        ),
+        ('init_from = "sft"\nseed', 'init_from = "grpo"\nseed', "stage grpo needs grpo, which must come before it"),
+        (
+            'type = "sft"',
+            'type = "sft"\ninit_from = "grpo"',
+            "r.toml:13: stage sft needs grpo, which must come before it",
+        ),
+        (
+            "seed = 3",
+            'model.name_or_path = "x"',
+            "r.toml:22: the model comes from init_from = sft; remove one of the two",
+        ),
+        (
+            '["base", "sft_eval"]',
+            '["base", "sft"]',
+            "r.toml:26: stage comparison needs sft, which is of type sft and makes no evaluation",
+        ),
+        ('baseline = "base"', 'baseline = "sft"', "the baseline sft must be one of models"),
+        ('baseline = "base"', 'init_from = "sft"\nbaseline = "base"', "a stage of type compare starts from no model"),
+        ('["base", "sft_eval"]', '["base"]', "models must be a list of at least 2, each a string"),
+        ("[stage.base]", "[stage]\nx = 1\n[stage.base]", "a stage is a table"),
+    ],
+)
+def test_mistakes(tmp_path, old, new, expected):
+    assert old in DEMO
+    assert expected in problems(tmp_path, DEMO.replace(old, new, 1))
+
+
+def test_mistakes_in_flags(tmp_path):
+    text = problems(
+        tmp_path, DEMO, ("--stage.gropo.beta", "1", "--max_steps", "3", "--stage.grpo.num_generations", "1")
+    )
+    assert "--stage.gropo.beta: no stage gropo here; did you mean grpo?" in text
+    assert "--max_steps: unknown key max_steps; did you mean stage.sft.max_steps?" in text
+    assert "--stage.grpo.num_generations: num_generations must be an integer of at least 2, not 1" in text
+
+
+def test_all_stages_mistakes_come_at_once_and_a_shared_one_once(tmp_path):
+    text = problems(tmp_path, DEMO.replace('dtype = "float32"', 'dtype = "int8"').replace("seed = 3", "beta = -1"))
+    assert text.count("dtype must be one of auto, float32, bfloat16") == 1
+    assert "r.toml:22: beta must be" in text
+
+
+def test_a_stage_with_a_fault_hides_no_later_one_and_makes_up_none(tmp_path):
+    text = problems(tmp_path, DEMO.replace("learning_rate = 1e-3", "learning_rate = -1.0"))
+    assert "problems" not in text
+    assert "must come before" not in text
+
+
+def test_a_recipe_without_stages_is_refused(tmp_path):
+    assert "a recipe has stages" in problems(tmp_path, "# nothing\n")
+
+
+def test_a_single_stage_is_a_recipe_of_one(tmp_path):
+    (tmp_path / "s.toml").write_text("learning_rate = 1e-3\nseed = 5\n")
+    recipe = single_stage("sft", tmp_path / "s.toml", ["--data.rows", "3"], name="try")
+    (stage,) = recipe.stages
+    assert (recipe.name, recipe.seed, stage.name, stage.type) == ("try", 5, "sft", "sft")
+    assert stage.settings.data.rows == 3
+    load(tmp_path)
+    with pytest.raises(ConfigError, match="is a recipe, not the settings of one stage"):
+        single_stage("sft", tmp_path / "r.toml", [], name="try")
+
+
+def test_what_sets_only_memory_or_speed_is_not_frozen(tmp_path):
+    def grpo(*flags: str) -> dict:
+        return frozen_settings(load(tmp_path, overrides=flags).stages[3])
+
+    assert grpo("--stage.grpo.max_tokens_per_micro_batch", "8", "--stage.grpo.engine.max_sequences", "2") == grpo()
+    assert grpo("--stage.grpo.beta", "0.5") != grpo()
+    assert grpo("--stage.grpo.rewards.r1_zero", "0.5") != grpo()
+
+
+def test_reading_a_recipe_needs_no_torch():
+    code = "import sys, posttrain.pipeline.recipe; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
