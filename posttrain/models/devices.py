@@ -1,0 +1,36 @@
+"""Where to compute and in which precision: the one place that decides both.
+
+Floor 1: knows torch's devices; no model.
+"""
+
+import torch
+
+from posttrain.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of a setting; "auto" takes cuda, then mps, then cpu. Raises ModelError if it is absent."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, present in available.items() if present)
+    if not available[name]:
+        raise ModelError(f"device {name} was asked for, and this machine has none", fix='device = "auto"')
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision of a setting; "auto" takes bfloat16 where `device` multiplies it fast, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    return torch.bfloat16 if _multiplies_bfloat16_fast(device) else torch.float32
+
+
+def _multiplies_bfloat16_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # Without these instructions bfloat16 is emulated: several times slower than float32.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

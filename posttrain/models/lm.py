@@ -1,0 +1,241 @@
+"""Language models: loading and saving them, in the Hugging Face layout or as peft adapter folders.
+
+Floor 1: the one place that decides which weights are trained, in which precision, with which attention.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from posttrain.errors import ModelError
+from posttrain.models.devices import resolve_device, resolve_dtype
+from posttrain.models.files import base_of_adapter, is_adapter, locate
+from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs, plain_model
+from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
+from posttrain.models.support import prepare_attention
+from posttrain.seeds import derive_seed
+from posttrain.settings import ModelSettings
+
+__all__ = [
+    "LoadedModel",
+    "TokenLogprobs",
+    "completion_logprobs",
+    "export_merged",
+    "load_model",
+    "resolve_device",
+    "resolve_dtype",
+    "save_model",
+]
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model with what belongs to it."""
+
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights trained in full are float32 whatever it is
+    eos_ids: frozenset[int]  # every id that ends a completion, never empty
+    pad_id: int
+    layout: Literal["tree", "rows"]  # for `data.trees.build_batch`: rows where the architecture doesn't do trees
+
+
+def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) -> LoadedModel:
+    """Load a model with its tokenizer, dropout off, on its device.
+
+    With `lora_r` 0 every weight is trained, kept in float32 and multiplied in `dtype`; with an adapter, the base is
+    frozen in `dtype` and the adapter is float32. An adapter folder continues its adapter, with a frozen copy of it as
+    reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
+    """
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    directory = locate(settings.name_or_path)
+    adapter = directory if directory is not None and is_adapter(directory) else None
+    base = base_of_adapter(adapter) if adapter is not None else settings.name_or_path
+    full = trainable and adapter is None and settings.lora_r == 0
+    plain = _load_plain(base, settings, torch.float32 if full else dtype)
+    plain.compute_dtype = dtype  # type: ignore[assignment]
+    nn.Module.to(plain, device)
+    tokenizer = _load_tokenizer(adapter, base, settings)
+    _check_vocabulary(plain, tokenizer)
+    layout = prepare_attention(plain, settings.layout)
+    if settings.gradient_checkpointing and trainable:
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = _with_adapter(plain, adapter, settings, seed=seed, trainable=trainable)
+    if not trainable:
+        model.requires_grad_(False)
+    eos_ids = _eos_ids(plain, tokenizer)
+    return LoadedModel(
+        model=model.train(trainable),
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        eos_ids=eos_ids,
+        pad_id=min(eos_ids) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+        layout=layout,
+    )
+
+
+def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+    directory = locate(name)
+    source = str(directory or name)
+    revision = {"revision": settings.revision} if directory is None and settings.revision else {}
+    config = _from_pretrained(AutoConfig.from_pretrained, source, directory, **revision)
+    _zero_dropout(config)
+    loaded: Any = _from_pretrained(
+        AutoModelForCausalLM.from_pretrained,
+        source,
+        directory,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **revision,
+    )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+        some = ", ".join(missing[:3])
+        raise ModelError(f"{source}: {len(missing)} weights are missing or of another shape than the config's: {some}")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def _from_pretrained(load: Callable[..., Result], source: str, directory: Path | None, **options: Any) -> Result:
+    """Call one of transformers' loaders without remote code, and put what it raises into one line."""
+    try:
+        return load(source, trust_remote_code=False, **options)
+    except Exception as error:  # transformers, safetensors, tokenizers and the Hub client raise a dozen kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if directory is not None:
+            raise ModelError(f"{source} cannot be loaded: {reason}") from error
+        fix = f'hf download {source} --local-dir models/{source}  # then name_or_path = "models/{source}"'
+        raise ModelError(f"{source} cannot be loaded from the Hub: {reason}", fix=fix) from error
+
+
+def _zero_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout rate of a config to 0: some are read at each forward and are no module."""
+    for part in {id(config): config, id(config.get_text_config()): config.get_text_config()}.values():
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(part, name, 0.0)
+
+
+def _load_tokenizer(adapter: Path | None, base: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the adapter folder where it has one, else the base's, with the template of the settings."""
+    directory = locate(base)
+    if adapter is not None and (adapter / "tokenizer_config.json").is_file():
+        directory = adapter
+    source = str(directory or base)
+    revision = {"revision": settings.revision} if directory is None and settings.revision else {}
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, source, directory, **revision)
+    if settings.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ModelError(f"chat_template {settings.chat_template} cannot be read: {error}") from error
+    return tokenizer
+
+
+def _check_vocabulary(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = plain.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}: they don't belong together"
+        )
+
+
+def _eos_ids(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the end-of-sequence ids of generation config, config and tokenizer together."""
+    generation = plain.generation_config.eos_token_id if plain.generation_config is not None else None
+    ids: set[int] = set()
+    for found in (generation, plain.config.get_text_config().eos_token_id, tokenizer.eos_token_id):
+        ids.update(found if isinstance(found, list | tuple) else () if found is None else (found,))
+    if not ids:
+        raise ModelError(
+            "the model has no end-of-sequence id, so completions would never end",
+            fix='"eos_token": "<|endoftext|>"  # in tokenizer_config.json, with a token of the vocabulary',
+        )
+    return frozenset(ids)
+
+
+def _with_adapter(
+    plain: PreTrainedModel, adapter: Path | None, settings: ModelSettings, *, seed: int, trainable: bool
+) -> Model:
+    if adapter is not None:
+        return _continued_adapter(plain, adapter, settings, trainable=trainable)
+    if settings.lora_r == 0 or not trainable:
+        return plain
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "lora"))
+        return add_lora(plain, settings)
+
+
+def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSettings, *, trainable: bool) -> PeftModel:
+    try:
+        model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
+        if trainable:
+            model.load_adapter(str(adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+    except Exception as error:  # peft raises whatever torch, safetensors and json do
+        raise ModelError(f"adapter {adapter} cannot be loaded: {str(error).splitlines()[0]}") from error
+    check_adapters(model)
+    rank = model.peft_config[POLICY_ADAPTER].r  # type: ignore[attr-defined]
+    if trainable and settings.lora_r not in (0, rank):
+        raise ModelError(
+            f"lora_r = {settings.lora_r}, and the adapter {adapter} has rank {rank}", fix=f"lora_r = {rank}"
+        )
+    return model
+
+
+def save_model(loaded: LoadedModel, directory: Path | str) -> None:
+    """Write what was trained: the whole model, or the adapter that peft loads; and the tokenizer with its template.
+
+    Weights keep the precision they are trained in. Making the write atomic is the caller's part.
+    """
+    if isinstance(loaded.model, PeftModel):
+        # "auto" would ask the Hub whether the base's vocabulary has grown.
+        loaded.model.save_pretrained(str(directory), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+    else:
+        _save_plain(loaded.model, loaded, directory)
+    loaded.tokenizer.save_pretrained(str(directory))
+
+
+def export_merged(loaded: LoadedModel, directory: Path | str) -> None:
+    """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer."""
+    plain = plain_model(loaded.model)
+    with torch.device("meta"):
+        merged = type(plain)(plain.config)
+    weights = {name: tensor.to(loaded.dtype) for name, tensor in folded_weights(loaded.model)}
+    unknown = merged.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+    assert not unknown, f"folding gave weights that {type(plain).__name__} has not: {unknown}"
+    merged.tie_weights()
+    assert not any(parameter.is_meta for parameter in merged.parameters()), "folding left weights out"
+    merged.config.dtype = loaded.dtype
+    merged.generation_config = plain.generation_config
+    _save_plain(merged, loaded, directory)
+    loaded.tokenizer.save_pretrained(str(directory))
+
+
+def _save_plain(model: PreTrainedModel, loaded: LoadedModel, directory: Path | str) -> None:
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = sorted(loaded.eos_ids)
+    model.save_pretrained(str(directory))
