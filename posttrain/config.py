@@ -168,18 +168,20 @@ def refuse(problems: Sequence[str]) -> None:
         raise ConfigError("\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)]))
 
 
+def leaves_of(fields: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Yield the values of settings (as `dict(settings)`), those of nested tables under longer keys."""
+    for name, value in fields.items():
+        if isinstance(value, Settings):
+            yield from leaves_of(dict(value), (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
 def default_leaves(settings_class: type[Settings]) -> dict[Key, Leaf]:
-    """Return the defaults leaf by leaf: a nested table starts from its parent's default, not from its class's."""
-
-    def leaves(fields: Mapping[str, Any], prefix: Key) -> Iterator[tuple[Key, Leaf]]:
-        for name, value in fields.items():
-            if isinstance(value, Settings):
-                yield from leaves(dict(value), (*prefix, name))
-            else:
-                yield (*prefix, name), Leaf(value, DEFAULT)
-
+    """Return the defaults: a nested table starts from its parent's default, not from its class's."""
     fields = settings_class.model_fields
-    return dict(leaves({name: field.get_default() for name, field in fields.items() if not field.is_required()}, ()))
+    defaults = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
+    return {key: Leaf(value, DEFAULT) for key, value in leaves_of(defaults)}
 
 
 def unflatten(leaves: Mapping[Key, Leaf]) -> dict[str, Any]:

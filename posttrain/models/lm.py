@@ -3,7 +3,7 @@
 Floor 1: the one place that decides which weights are trained, in which precision, with which attention.
 """
 
-import logging
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,12 @@ __all__ = [
     "completion_logprobs",
     "export_merged",
     "load_model",
+    "load_tokenizer",
     "resolve_device",
     "resolve_dtype",
     "save_model",
 ]
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -67,9 +67,7 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    directory = locate(settings.name_or_path)
-    adapter = directory if directory is not None and is_adapter(directory) else None
-    base = base_of_adapter(adapter) if adapter is not None else settings.name_or_path
+    adapter, base = _adapter_and_base(settings.name_or_path)
     full = trainable and adapter is None and settings.lora_r == 0
     plain = _load_plain(base, settings, torch.float32 if full else dtype)
     plain.compute_dtype = dtype  # type: ignore[assignment]
@@ -92,6 +90,20 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
         pad_id=min(eos_ids) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         layout=layout,
     )
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that `load_model` would return, without its model."""
+    adapter, base = _adapter_and_base(settings.name_or_path)
+    return _load_tokenizer(adapter, base, settings)
+
+
+def _adapter_and_base(name: str) -> tuple[Path | None, str]:
+    """Return the adapter folder, None where the name is a whole model's, and the name of the base."""
+    directory = locate(name)
+    if directory is None or not is_adapter(directory):
+        return None, name
+    return directory, base_of_adapter(directory)
 
 
 def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
@@ -223,7 +235,7 @@ def export_merged(loaded: LoadedModel, directory: Path | str) -> None:
     """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer."""
     plain = plain_model(loaded.model)
     with torch.device("meta"):
-        merged = type(plain)(plain.config)
+        merged = type(plain)(copy.deepcopy(plain.config))
     weights = {name: tensor.to(loaded.dtype) for name, tensor in folded_weights(loaded.model)}
     unknown = merged.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     assert not unknown, f"folding gave weights that {type(plain).__name__} has not: {unknown}"

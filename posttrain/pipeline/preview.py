@@ -1,0 +1,102 @@
+"""What a recipe would do: every setting with its origin, and one rendered example of each stage; nothing is started.
+
+Floor 6: reads rows and tokenizers; loads no model and writes no file.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.config import leaves_of
+from posttrain.data.chat import describe, render_prompt, render_training_tree
+from posttrain.data.sources import load_rows
+from posttrain.field_types import show
+from posttrain.pipeline.recipe import Recipe, Stage
+from posttrain.pipeline.runner import stage_settings
+from posttrain.rewards.scoring import check_names
+from posttrain.settings import DataSettings, EvalSettings, GrpoSettings, ModelStageSettings, SftSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data.rows import Row
+
+PREVIEW_ROWS = 64  # read and checked; the first is shown
+
+
+def preview(recipe: Recipe, runs_dir: str | Path) -> Iterator[str]:
+    """Yield the lines of a dry run; raises what the stages would raise about settings, rows and tokenizers."""
+    directory = Path(runs_dir) / recipe.name
+    for stage in recipe.stages:
+        fed = f", from {stage.init_from}" if stage.init_from else ""
+        yield f"stage {stage.name} ({stage.type}{fed}) -> {directory / stage.name}"
+        yield from _setting_lines(stage, directory)
+        yield from _example_lines(recipe, stage, directory)
+        yield ""
+
+
+def _setting_lines(stage: Stage, directory: Path) -> Iterator[str]:
+    settings = stage_settings(stage, directory)
+    rows = []
+    for key, value in leaves_of(dict(settings)):
+        dotted = ".".join(key)
+        rows.append((dotted, show(value), _origin(stage, dotted)))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        yield f"  {name:{widths[0]}}  {value:{min(widths[1], 24)}}  {origin}"
+
+
+def _origin(stage: Stage, dotted: str) -> str:
+    """Return where a value came from; a table's origin is that of its first written entry."""
+    if dotted == "model.name_or_path" and stage.init_from:
+        return f"artifact of {stage.init_from}"
+    inside = (origin for key, origin in stage.origins.items() if key == dotted or key.startswith(f"{dotted}."))
+    return next(inside, "default")
+
+
+def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
+    """Yield one example as the stage would see it; stages without rows have none."""
+    settings = stage.settings
+    if not isinstance(settings, SftSettings | GrpoSettings | EvalSettings):
+        return
+    if isinstance(settings, GrpoSettings):
+        check_names(settings.rewards)
+    rows = _some_rows(settings.data, seed=settings.seed)
+    yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
+    tokenizer = _tokenizer(recipe, stage, directory)
+    if tokenizer is None:
+        yield f"  its tokenizer comes from the stage {stage.init_from}, which has not run"
+    elif isinstance(settings, SftSettings):
+        for line in describe(render_training_tree(rows[0], tokenizer), tokenizer).splitlines():
+            yield f"    {line}"
+    else:
+        yield from _prompt_lines(rows[0], tokenizer)
+
+
+def _some_rows(data: DataSettings, *, seed: int) -> "list[Row]":
+    count = min(data.rows or PREVIEW_ROWS, PREVIEW_ROWS)
+    return list(islice(load_rows(data.model_copy(update={"rows": count}), seed=seed), count))
+
+
+def _prompt_lines(row: "Row", tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """Yield the prompt as the model meets it, and the columns that the rewards or the task are given."""
+    prompt = render_prompt(row, tokenizer)
+    yield f"    prompt, {len(prompt.ids)} tokens:"
+    for line in str(tokenizer.decode(list(prompt.ids))).splitlines():
+        yield f"    | {line}"
+    for name, value in prompt.columns.items():
+        yield f"    column {name}: {value!r}"
+
+
+def _tokenizer(recipe: Recipe, stage: Stage, directory: Path) -> "PreTrainedTokenizerBase | None":
+    """Load the tokenizer that a stage would have: its own, or that of the stage it starts from."""
+    from posttrain.models.lm import load_tokenizer
+
+    upstream = {other.name: other for other in recipe.stages}
+    while stage.init_from and not (directory / stage.init_from / "artifact").is_dir():
+        stage = upstream[stage.init_from]
+    settings = stage_settings(stage, directory)
+    if stage.type == "pretrain" or not isinstance(settings, ModelStageSettings):
+        return None
+    return load_tokenizer(settings.model)
