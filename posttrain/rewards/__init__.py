@@ -1,0 +1,12 @@
+"""Rewards: every function that a recipe can name, in TRL's signature."""
+
+from collections.abc import Callable
+
+from posttrain.rewards.rules import boxed_answer, format_think_answer, math_answer, r1_zero
+
+REWARDS: dict[str, Callable[..., list[float | None]]] = {
+    "r1_zero": r1_zero,
+    "boxed_answer": boxed_answer,
+    "math_answer": math_answer,
+    "format_think_answer": format_think_answer,
+}

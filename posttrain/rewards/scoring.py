@@ -1,0 +1,121 @@
+"""Call reward functions on sampled completions, check what they return, and add up the parts.
+
+The boundary between user code and training: a wrong shape or type stops here, named, before it becomes a gradient.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from posttrain.errors import ConfigError, RewardError
+from posttrain.records import Completion, Prompt, StopReason
+from posttrain.rewards import REWARDS
+
+RewardFunction = Callable[..., Any]
+
+
+class Scored(NamedTuple):
+    """Every part's score, and their weighted sum; None marks what could not be scored."""
+
+    scores: dict[str, float | None]
+    reward: float | None
+
+
+def score(
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    rewards: Mapping[str, float],
+    functions: Mapping[str, RewardFunction] = REWARDS,
+) -> list[Scored]:
+    """Score the completions of each prompt, prompt by prompt in one flat list, by the weighted `rewards`.
+
+    Parts that are None are left out of the sum; where all are, the reward is None. Raises ConfigError for an
+    unknown name, RewardError for a function that raises or does not return one float or None per completion.
+    """
+    check_names(rewards, functions)
+    arguments = reward_arguments(prompts, completions)
+    parts = {name: call(name, functions[name], arguments) for name in rewards}
+    rows = [{name: parts[name][i] for name in parts} for i in range(len(arguments["completions"]))]
+    return [Scored(row, weighted_sum(row, rewards)) for row in rows]
+
+
+def check_names(rewards: Mapping[str, float], functions: Mapping[str, RewardFunction] = REWARDS) -> None:
+    """Raise ConfigError for the first name that is no reward, with the nearest one."""
+    for name in rewards:
+        if name not in functions:
+            near = difflib.get_close_matches(name, functions, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            known = ", ".join(functions)
+            fix = f"rewards = {{{near[0]} = 1.0}}" if near else None
+            raise ConfigError(f"unknown reward {name}.{hint} Known: {known}", fix=fix)
+
+
+def reward_arguments(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> dict[str, list[Any]]:
+    """Return the keyword arguments of a reward function, each a list with one entry per completion.
+
+    `prompts` and `completions` are texts, or message lists where the prompt is one; `completion_ids` and
+    `truncated` come with them; the other keys are the rows' columns, None for a row without it.
+    """
+    pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
+    return columns | {
+        "prompts": [p.content if isinstance(p.content, str) else list(p.content) for p, _ in pairs],
+        "completions": [
+            c.text if isinstance(p.content, str) else [{"role": "assistant", "content": c.text}] for p, c in pairs
+        ],
+        "completion_ids": [list(c.ids) for _, c in pairs],
+        "truncated": [c.stop_reason is StopReason.LENGTH for _, c in pairs],
+    }
+
+
+def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]) -> list[float | None]:
+    """Return what `function` gives for each completion, checked; NaN means None."""
+    count = len(arguments["completions"])
+    try:
+        values = function(**arguments)
+    except RewardError:
+        raise
+    except Exception as error:
+        first = {key: values[0] for key, values in arguments.items() if values and key != "completion_ids"}
+        raise RewardError(
+            f"reward {name} raised {type(error).__name__}: {error}\n"
+            f"  on {count} completions, the first of them: {_shown(first)}"
+        ) from error
+    if not isinstance(values, list | tuple) and not (hasattr(values, "tolist") and hasattr(values, "shape")):
+        raise _wrong(name, count, f"{type(values).__name__} {_shown(values)}")
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise _wrong(name, count, f"{len(values)} values" if isinstance(values, list | tuple) else "one number")
+    return [_checked(name, count, index, value) for index, value in enumerate(values)]
+
+
+def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """Return the weighted sum of the scores that are not None; None when all are."""
+    parts = [weights[name] * value for name, value in scores.items() if value is not None]
+    return math.fsum(parts) if parts else None
+
+
+def _checked(name: str, count: int, index: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    if not isinstance(value, int | float):  # bool is an int: True scores 1
+        raise _wrong(name, count, f"{type(value).__name__} {_shown(value)} at index {index}")
+    if math.isinf(value):
+        raise _wrong(name, count, f"{value} at index {index}")
+    return None if math.isnan(value) else float(value)
+
+
+def _wrong(name: str, count: int, got: str) -> RewardError:
+    return RewardError(
+        f"reward {name} must return {count} values, one finite float or None per completion; got {got}",
+        fix="return [1.0 if right else 0.0 for completion in completions]",
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
