@@ -1,0 +1,65 @@
+"""Keys and values of decoded tokens in numbered slots: a slot is a prompt, or a sequence being completed.
+
+Floor 2: tensors only; knows neither models nor scheduling.
+"""
+
+from torch import Tensor
+
+BLOCK = 64  # tokens by which slots grow: memory follows the longest sequence, and growing copies once in 64 steps
+
+
+class KeyValueCache:
+    """Keys and values `(slots, Hkv, length, D)` of every layer; live slots are the first ones."""
+
+    def __init__(self) -> None:
+        self._slots = 0
+        self._length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `slots` slots of `length` tokens, keeping what is there."""
+        if slots <= self._slots and length <= self._length:
+            return
+        self._slots = max(self._slots, slots)
+        self._length = max(self._length, -(-length // BLOCK) * BLOCK)
+        self._layers = {
+            layer: (self._grown(keys), self._grown(values)) for layer, (keys, values) in self._layers.items()
+        }
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write `(N, Hkv, D)` keys and values at `slots` and `positions`, both `(N,)`."""
+        if layer not in self._layers:
+            self._layers[layer] = self._empty(keys), self._empty(values)
+        for stored, new in zip(self._layers[layer], (keys, values), strict=True):
+            stored[slots, :, positions] = new
+
+    def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return views of the first `slots` slots and `length` tokens, `(slots, Hkv, length, D)`."""
+        keys, values = self._layers[layer]
+        return keys[:slots, :, :length], values[:slots, :, :length]
+
+    def move(self, sources: Tensor, destinations: Tensor, length: int) -> None:
+        """Copy the first `length` tokens of slots `sources` over those of `destinations`, both `(N,)`."""
+        for stored in (tensor for layer in self._layers.values() for tensor in layer):
+            stored[destinations, :, :length] = stored[sources, :, :length]
+
+    def _empty(self, like: Tensor) -> Tensor:
+        # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
+        return like.new_zeros(self._slots, like.shape[1], self._length, like.shape[2])
+
+    def _grown(self, stored: Tensor) -> Tensor:
+        slots, heads, length, size = stored.shape
+        grown = stored.new_zeros(self._slots, heads, self._length, size)
+        grown[:slots, :, :length] = stored
+        return grown
+
+
+def holes_and_movers(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which live slots must move, and where to, so that the kept ones `(N,)` are the first ones again.
+
+    Both have the same length: movers fill the holes in ascending order.
+    """
+    kept = int(keep.sum())
+    holes = (~keep[:kept]).nonzero().squeeze(1)
+    movers = keep[kept:].nonzero().squeeze(1) + kept
+    return holes, movers

@@ -1,0 +1,147 @@
+"""The attention of an engine: prompts computed once into a cache, and branches that share it token by token.
+
+Floor 2: the two layouts that the native engine passes to `model(..., layout=layout)`; see `models/attention.py`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posttrain.engines.cache import KeyValueCache
+from posttrain.models.attention import TreeLayout
+
+
+class PrefillLayout(TreeLayout):
+    """Prompts packed into one sequence, whose keys and values are kept in the slots given."""
+
+    def __init__(
+        self, cache: KeyValueCache, lengths: Sequence[int], slots: Sequence[int], device: torch.device
+    ) -> None:
+        counts = torch.tensor(lengths, device=device)
+        starts = counts.cumsum(0) - counts
+        self.positions = torch.arange(int(counts.sum()), device=device) - starts.repeat_interleave(counts)  # (T,)
+        self._slots = torch.tensor(slots, device=device).repeat_interleave(counts)  # (T,)
+        self._cache = cache
+        spans = list(zip(starts.tolist(), lengths, strict=True))
+        super().__init__(spans, [], [], device=device)
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Keep the layer's keys and values, then attend within each prompt."""
+        self._cache.write(layer_index, self._slots, self.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return super().attend(
+            layer_index, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap
+        )
+
+
+class Grouping:
+    """How the B decoding rows share P prompts: `(P, Gmax)` places, of which each row has one."""
+
+    def __init__(self, slots: Sequence[int], prompt_lengths: Sequence[int], device: torch.device) -> None:
+        """Take the prompt slot of each row, B of them, and the prompt length of each slot, P of them."""
+        prompt_of_row = torch.tensor(slots)
+        order = prompt_of_row.argsort(stable=True)
+        counts = prompt_of_row.bincount(minlength=len(prompt_lengths))  # (P,)
+        widest = int(counts.max())
+        rank = torch.arange(len(slots)) - (counts.cumsum(0) - counts)[prompt_of_row[order]]
+        places = prompt_of_row[order] * widest + rank
+        row_of_place = torch.zeros(len(prompt_lengths) * widest, dtype=torch.long)
+        row_of_place[places] = order  # an empty place repeats row 0, and nobody reads it
+        place_of_row = torch.empty_like(order)
+        place_of_row[order] = places
+        self._shape = (len(prompt_lengths), widest)
+        self._row_of_place, self._place_of_row = row_of_place.to(device), place_of_row.to(device)
+        self.prompt_lengths = torch.tensor(prompt_lengths)[prompt_of_row].to(device)  # of each row, (B,)
+        self.num_prompts = len(prompt_lengths)
+        self.longest_prompt = max(prompt_lengths)
+
+    def gather(self, of_rows: Tensor) -> Tensor:
+        """Turn `(B, Hkv, Q, D)` into `(P, Hkv, Gmax * Q, D)`: a prompt's branches become further queries."""
+        heads, queries, size = of_rows.shape[1:]
+        of_places = of_rows.index_select(0, self._row_of_place).unflatten(0, self._shape)
+        return of_places.transpose(1, 2).reshape(self._shape[0], heads, self._shape[1] * queries, size)
+
+    def scatter(self, of_prompts: Tensor) -> Tensor:
+        """Turn `(P, Hkv, Gmax * Q, D)` back into `(B, Hkv, Q, D)`."""
+        of_places = of_prompts.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
+        return of_places.index_select(0, self._place_of_row)
+
+
+class DecodeLayout:
+    """One new token for each row: it sees its row's prompt and the row's own past, under one softmax.
+
+    The heads that share a key head, and the branches that share a prompt, are query rows of one matrix product:
+    a prompt's keys and values are read once for all its branches and are never copied.
+    """
+
+    def __init__(
+        self,
+        prompts: KeyValueCache,
+        completions: KeyValueCache,
+        grouping: Grouping,
+        own_positions: Tensor,
+        longest: int,
+    ) -> None:
+        """Take the position `(B,)` of each row's new token among its own tokens, and the largest plus one."""
+        self._prompts, self._completions, self._grouping = prompts, completions, grouping
+        self._longest = longest
+        self._own_positions = own_positions
+        self._rows = torch.arange(len(own_positions), device=own_positions.device)
+        in_prompt = torch.arange(grouping.longest_prompt, device=own_positions.device)
+        in_own = torch.arange(longest, device=own_positions.device)
+        prompt_lengths = grouping.prompt_lengths
+        self.positions = prompt_lengths + own_positions  # (B,)
+        key_positions = torch.cat(
+            [in_prompt.expand(len(self._rows), -1), prompt_lengths[:, None] + in_own], dim=1
+        )  # (B, Tp + Tc)
+        self._distance = self.positions[:, None] - key_positions
+        self._absent = torch.cat([in_prompt >= prompt_lengths[:, None], in_own > own_positions[:, None]], dim=1)
+        self._hidden: dict[int | None, Tensor] = {}  # by window
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend from each row's token, `(1, H, B, D)`; see `AttentionLayout.attend`."""
+        rows, kv_heads = len(self._rows), key.shape[1]
+        self._completions.write(
+            layer_index, self._rows, self._own_positions, key[0].transpose(0, 1), value[0].transpose(0, 1)
+        )
+        own_keys, own_values = self._completions.read(layer_index, rows, self._longest)
+        prompt_keys, prompt_values = self._prompts.read(
+            layer_index, self._grouping.num_prompts, self._grouping.longest_prompt
+        )
+        queries = query[0].transpose(0, 1).unflatten(1, (kv_heads, -1))  # (B, Hkv, H / Hkv, D)
+        to_prompt = self._grouping.scatter(self._grouping.gather(queries) @ prompt_keys.mT)  # (B, Hkv, H / Hkv, Tp)
+        scores = torch.cat([to_prompt, queries @ own_keys.mT], dim=-1).float() * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(self._hidden_within(sliding_window), -torch.inf)
+        weights = scores.softmax(dim=-1).to(value.dtype)
+        to_prompt, to_own = weights.split([self._grouping.longest_prompt, self._longest], dim=-1)
+        attended = self._grouping.scatter(self._grouping.gather(to_prompt) @ prompt_values) + to_own @ own_values
+        return attended.flatten(1, 2)[None]  # (1, B, H, Dv)
+
+    def _hidden_within(self, window: int | None) -> Tensor:
+        """Return the mask `(B, 1, 1, Tp + Tc)` of the keys that a row does not see."""
+        if window not in self._hidden:
+            hidden = self._absent if window is None else self._absent | (self._distance >= window)
+            self._hidden[window] = hidden[:, None, None]
+        return self._hidden[window]
