@@ -1,0 +1,292 @@
+"""The one renderer: rows to token ids, and to the mask that says which of them are trained.
+
+Floor 1. Knows a tokenizer and its chat template, no model. The mask comes from where the template puts each turn,
+never from a search for strings; the prompt's ids are always a true prefix of the prompt and completion's.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain, groupby, pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from posttrain.data.rows import Row
+from posttrain.errors import DataError
+from posttrain.records import Branch, Message, Prompt, TokenTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Rendered = TypeVar("Rendered", Prompt, TokenTree)
+Piece = tuple[str, bool]  # a stretch of rendered text, and whether it is trained
+TemplateSettings = Mapping[str, Any]
+
+
+def render_prompt(
+    row: Row, tokenizer: "PreTrainedTokenizerBase", *, chat_template_kwargs: TemplateSettings | None = None
+) -> Prompt:
+    """Return a row's prompt as the model meets it when it is to answer.
+
+    A string is tokenized as it is, after the BOS that the tokenizer adds by default; messages go through the chat
+    template, which writes its own. Raises DataError for a row without a prompt or a tokenizer without a template.
+    """
+    if row.prompt is None:
+        raise DataError(f"{row.origin} is a {row.kind} row, expected one with a prompt")
+    if isinstance(row.prompt, str):
+        ids = _with_leading_ids(tokenizer, _encode(tokenizer, row.prompt))
+    else:
+        text = _template(row, tokenizer, chat_template_kwargs)(row.prompt, add_generation_prompt=True)
+        ids = _encode(tokenizer, text)
+    if not ids:
+        raise DataError(f"{row.origin}: the prompt has no token")
+    return Prompt(id=row.id, ids=tuple(ids), content=row.prompt, columns=row.columns)
+
+
+def render_training_tree(
+    row: Row,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    eos_id: int | None = None,
+    chat_template_kwargs: TemplateSettings | None = None,
+) -> TokenTree:
+    """Return a row's prompt and the one completion to train on, its end token (or the template's) trained too.
+
+    Conversations: assistant turns from the completion on (of `messages`: all) are trained, what stands between them
+    is not. Text: the first token is the prompt. `eos_id` None takes the tokenizer's. Raises DataError when no token
+    would be trained, or when the template gives no prompt that the completion continues.
+    """
+    end = tokenizer.eos_token_id if eos_id is None else eos_id
+    if end is None:
+        raise DataError(f"{_name(tokenizer)} has no end-of-sequence token: the model would never learn to stop")
+    if row.text is not None:
+        ids = _ending_in(end, _with_leading_ids(tokenizer, _encode(tokenizer, row.text)))
+        return _checked_tree(row, ids[:1], [(id, 1) for id in ids[1:]])
+    if isinstance(row.prompt, str) and isinstance(row.completion, str):
+        prompt, completion = encode_pieces(tokenizer, [row.prompt, row.completion])
+        marked = [(id, 1) for id in _ending_in(end, completion)]
+        return _checked_tree(row, _with_leading_ids(tokenizer, prompt), marked)
+    return _conversation_tree(row, tokenizer, end, chat_template_kwargs)
+
+
+def turn_end_id(
+    tokenizer: "PreTrainedTokenizerBase", *, chat_template_kwargs: TemplateSettings | None = None
+) -> int | None:
+    """Return the id that the chat template ends an assistant turn with, where generation must stop; None without one.
+
+    It may differ from the tokenizer's end-of-sequence id: base models often ship a template that ends turns otherwise.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    turns = (Message(role="user", content="a"), Message(role="assistant", content="b"))
+    probe = Row("probe", "messages", "probe:1", messages=turns)
+    pieces = _turn_pieces(_template(probe, tokenizer, chat_template_kwargs), turns, 1, _added_tokens(tokenizer))
+    ids = _encode(tokenizer, pieces[-1][0]) if pieces else []
+    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+
+
+def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the tokens of a tree as lines of equal mark: prompt, trained or untrained, count, tokens between bars."""
+    lines = [_describe_run("prompt", tree.prompt_ids, tokenizer)]
+    for branch in tree.branches:
+        marked = zip(branch.ids, branch.mask, strict=True)
+        for mark, run in groupby(marked, key=lambda pair: pair[1]):
+            lines.append(_describe_run("trained" if mark else "untrained", [id for id, _ in run], tokenizer))
+    return "\n".join(lines)
+
+
+def drop_overlong(
+    rows: Sequence[Row], render: Callable[[Row], Rendered], *, max_length: int, reserve: int = 0
+) -> tuple[dict[str, Rendered], list[Row]]:
+    """Render rows and return, by row id in order, those within max_length tokens, and the rows dropped.
+
+    `reserve` is room kept for tokens still to be sampled. Drops are logged; raises DataError when all rows drop.
+    """
+    kept: dict[str, Rendered] = {}
+    dropped: list[Row] = []
+    shortest: int | None = None
+    for row in rows:
+        rendered = render(row)
+        length = token_length(rendered) + reserve
+        shortest = length if shortest is None else min(shortest, length)
+        if length <= max_length:
+            kept[row.id] = rendered
+        else:
+            dropped.append(row)
+    if dropped:
+        places = ", ".join(row.origin for row in dropped[:5])
+        message = f"{len(dropped)} of {len(rows)} rows are longer than {max_length} tokens: {places}"
+        if not kept:
+            raise DataError(message, fix=f"--data.max_length {shortest} (the shortest)")
+        logger.warning("%s", message + (", ... dropped" if len(dropped) > 5 else " dropped"))
+    return kept, dropped
+
+
+def token_length(rendered: Prompt | TokenTree) -> int:
+    """Return the tokens of a prompt, or of a tree's prompt with its longest branch."""
+    if isinstance(rendered, Prompt):
+        return len(rendered.ids)
+    return len(rendered.prompt_ids) + max((len(branch.ids) for branch in rendered.branches), default=0)
+
+
+def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[str]) -> list[list[int]]:
+    """Return the ids of consecutive pieces of one text, cut out of the whole text's ids where all cuts fall on tokens.
+
+    Where a token would cross a cut, every piece has the ids it has alone. Either way the first piece's are its own.
+    """
+    alone = [_encode(tokenizer, piece) for piece in pieces]
+    whole = _encode(tokenizer, "".join(pieces))
+    if list(chain.from_iterable(alone)) == whole:
+        return alone
+    cuts = [0]
+    for count in range(1, len(pieces) + 1):
+        prefix = _encode(tokenizer, "".join(pieces[:count]))
+        if whole[: len(prefix)] != prefix:
+            return alone
+        cuts.append(len(prefix))
+    return [whole[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _with_leading_ids(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """Put before a text what the tokenizer puts there by default (BOS, mostly), unless the text has it already."""
+    plain, full = _encode(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    start = next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)
+    leading = full[:start]
+    return ids if ids[:start] == leading else leading + ids
+
+
+def _ending_in(end: int, ids: list[int]) -> list[int]:
+    return ids if ids[-1:] == [end] else [*ids, end]
+
+
+def _checked_tree(row: Row, prompt_ids: Sequence[int], marked: Sequence[tuple[int, int]]) -> TokenTree:
+    if not prompt_ids:
+        raise DataError(f"{row.origin}: the prompt has no token")
+    if not any(mark for _, mark in marked):
+        raise DataError(f"{row.origin}: no token of the completion would be trained")
+    branch = Branch(ids=tuple(id for id, _ in marked), mask=tuple(mark for _, mark in marked))
+    return TokenTree(prompt_ids=tuple(prompt_ids), branches=(branch,))
+
+
+def _describe_run(mark: str, ids: Iterable[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    tokens = [repr(tokenizer.decode([id]))[1:-1] for id in ids]
+    return f"{mark:<9} {len(tokens):>5}  |{'|'.join(tokens)}|"
+
+
+# --- conversations ---------------------------------------------------------------------------------------------
+
+
+def _conversation_tree(
+    row: Row, tokenizer: "PreTrainedTokenizerBase", end: int, chat_template_kwargs: TemplateSettings | None
+) -> TokenTree:
+    turns, first = _turns(row)
+    render = _template(row, tokenizer, chat_template_kwargs)
+    pieces = _turn_pieces(render, turns, first, _added_tokens(tokenizer))
+    if pieces is None:
+        return _generation_tree(row, tokenizer, turns[:first], turns, render)
+    prompt, *rest = encode_pieces(tokenizer, [text for text, _ in pieces])
+    marked = [(id, int(trained)) for ids, (_, trained) in zip(rest, pieces[1:], strict=True) for id in ids]
+    if marked and marked[-1][0] not in tokenizer.added_tokens_decoder:
+        marked.append((end, 1))  # the template marks no end of turn
+    return _checked_tree(row, prompt, marked)
+
+
+def _turns(row: Row) -> tuple[tuple[Message, ...], int]:
+    """Return the whole conversation and the index of its first trained turn."""
+    if row.messages is not None:
+        roles = [turn["role"] for turn in row.messages]
+        return row.messages, roles.index("assistant")
+    if isinstance(row.prompt, tuple) and isinstance(row.completion, tuple):
+        return row.prompt + row.completion, len(row.prompt)
+    raise DataError(f"{row.origin} is a {row.kind} row, expected one with a completion, messages or text")
+
+
+def _turn_pieces(
+    render: Callable[..., str], turns: Sequence[Message], first: int, added_tokens: tuple[str, ...]
+) -> list[Piece] | None:
+    """Cut a rendered conversation before and after each trained turn, the prompt first; None where that cannot be.
+
+    It cannot be where the template, once the conversation goes on, changes what stood before (Qwen3 drops thinking).
+    """
+    whole = render(turns)
+    pieces: list[Piece] = []
+    position = 0
+    for index in range(first, len(turns)):
+        if turns[index]["role"] != "assistant":
+            continue
+        head = render(turns[:index], add_generation_prompt=True)
+        turn = render(turns[: index + 1])
+        if not (turn.startswith(head) and whole.startswith(turn)):
+            return None
+        stop = len(turn)
+        if turn.rstrip().endswith(added_tokens):  # what follows the end token is never sampled
+            stop = len(turn.rstrip())
+        pieces += [(whole[position : len(head)], False), (whole[len(head) : stop], True)]
+        position = stop
+    return pieces
+
+
+def _generation_tree(
+    row: Row,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Sequence[Message],
+    turns: Sequence[Message],
+    render: Callable[..., Any],
+) -> TokenTree:
+    """Take the mask from the template's own {% generation %} marks, with the end token after each of them."""
+    encoded = render(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
+    prompt_ids = _encode(tokenizer, render(prompt, add_generation_prompt=True))
+    if not any(mask) or ids[: len(prompt_ids)] != prompt_ids:
+        raise DataError(
+            f"{row.origin}: the chat template changes earlier turns once the conversation goes on (it drops their "
+            "thinking, say), and has no {% generation %} marks, so what is trained is not what would be sampled",
+            fix="make one row of prompt and completion for each assistant turn, or --model.chat_template FILE.jinja",
+        )
+    for at in range(1, len(ids)):
+        if mask[at - 1] and ids[at] in tokenizer.added_tokens_decoder:
+            mask[at] = 1
+    last = max(at for at, mark in enumerate(mask) if mark)
+    start = len(prompt_ids)
+    return _checked_tree(row, prompt_ids, list(zip(ids, mask, strict=True))[start : last + 1])
+
+
+def _template(
+    row: Row, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: TemplateSettings | None
+) -> Callable[..., Any]:
+    """Return the function that renders turns as text with the row's template settings; refuse a missing template."""
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"{_name(tokenizer)} has no chat template (it is a base model), and {row.origin} holds messages",
+            fix="--model.chat_template FILE.jinja (and teach it with posttrain sft), or a --data.prompt_style of text",
+        )
+    settings = {**(chat_template_kwargs or {}), **row.columns.get("chat_template_kwargs", {})}
+    return partial(_render, tokenizer, row.origin, settings)
+
+
+def _render(
+    tokenizer: Any,  # the annotations of apply_chat_template know neither messages nor what its options return
+    origin: str,
+    settings: TemplateSettings,
+    turns: Sequence[Message],
+    **options: Any,
+) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(turns), **{"tokenize": False, **settings, **options})
+    except TemplateError as error:
+        raise DataError(f"{origin}: the chat template refuses the conversation ({error})") from error
+
+
+def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values())
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return tokenizer.name_or_path or "the tokenizer"

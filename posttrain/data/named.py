@@ -1,0 +1,159 @@
+"""The well-known question sets by name: where each is read from, and how its columns become a problem.
+
+Floor 1. One visible dict, SOURCES; a new source is one function and one line of it. Nothing is imported or
+fetched before a source is read.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from posttrain.data.files import Entry, Fault, Malformed, Record
+from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
+from posttrain.data.rows import Row, freeze
+from posttrain.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its gold answer and, where the source has one, its worked solution."""
+
+    question: str
+    answer: str
+    reasoning: str = ""  # the solution as a completion should say it; empty when there is none
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A named source: `fetch(split, count, seed)` yields its records, `problem` reads one of them."""
+
+    fetch: Callable[[str, int | None, int], Iterator[Entry]]
+    problem: Callable[[Record], Problem]
+    columns: tuple[str, ...]  # without these nothing can be read
+    prompt_style: str  # where the settings name none
+
+
+def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) -> Row:
+    """Return a problem as a row that serves training on solutions and on rewards alike (prompt and answer)."""
+    prompt = PROMPT_STYLES[prompt_style](problem.question)
+    columns = freeze({**problem.columns, "question": problem.question, "answer": problem.answer})
+    if not problem.reasoning:
+        return Row(id, "prompt", origin, prompt=prompt, columns=columns)
+    completion = COMPLETION_STYLES[prompt_style](problem.reasoning, problem.answer)
+    return Row(id, "prompt_completion", origin, prompt=prompt, completion=completion, columns=columns)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def fetch_hub(repo: str, config: str | None, split: str, count: int | None, seed: int) -> Iterator[Entry]:
+    """Yield the rows of a split of a data set on the Hugging Face Hub (or of its local cache)."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(repo, config, split=split)
+    except Exception as error:  # its many layers raise nearly anything when offline, gated or misspelt
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f'{repo} (split "{split}") cannot be read from the Hub: {cause}'
+        raise DataError(message, fix="--data.path FILE (a local JSONL, JSON, CSV, Parquet or Arrow copy)") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{repo}/{split}:row {number}", dict(row)
+
+
+def fetch_nano(split: str, count: int | None, seed: int) -> Iterator[Entry]:
+    """Yield the embedded task's problems, which are generated."""
+    from posttrain.nano import problems
+
+    for number, row in enumerate(problems.rows(split, count, seed=seed), start=1):
+        yield f"nano/{split}:row {number}", row
+
+
+# --- columns to problem ----------------------------------------------------------------------------------------
+
+
+def read_question_text(record: Record, column: str) -> str:
+    """Return the question in a column, stripped."""
+    value = record.get(column)
+    if value is None:
+        raise Malformed(Fault.COLUMN, f'no "{column}"')
+    if not isinstance(value, str):
+        raise Malformed(Fault.TYPE, f"{column} is {type(value).__name__}")
+    if not value.strip():
+        raise Malformed(Fault.EMPTY_PROMPT)
+    return value.strip()
+
+
+def read_solution_text(record: Record, column: str) -> str:
+    """Return the solution in a column, unstripped; "" when there is none."""
+    value = record.get(column)
+    if value is not None and not isinstance(value, str):
+        raise Malformed(Fault.TYPE, f"{column} is {type(value).__name__}")
+    return value or ""
+
+
+def read_answer(record: Record) -> str | None:
+    """Return the column `answer` as text, None when it is absent or blank; numbers are written out."""
+    value = record.get("answer")
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise Malformed(Fault.TYPE, f"answer is {type(value).__name__}")
+    return str(value).strip() or None if value is not None else None
+
+
+def further(record: Record, *used: str) -> dict[str, Any]:
+    """Return the columns of a record that are not used up, without those that have no value."""
+    return {name: value for name, value in record.items() if name not in used and value is not None}
+
+
+def gsm8k_problem(record: Record) -> Problem:
+    """Read GSM8K: the gold follows `####`; <<48/2=24>> calculator marks leave the reasoning."""
+    question = read_question_text(record, "question")
+    solution = read_solution_text(record, "answer")
+    reasoning, mark, gold = solution.rpartition("####")
+    if not mark or not gold.strip():
+        raise Malformed(Fault.NO_GOLD, 'nothing after "####"')
+    reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()
+    columns = {**further(record, "question", "answer"), "solution": solution}
+    return Problem(question, gold.strip(), reasoning, columns)
+
+
+def math_problem(record: Record, *, without_gold: Fault = Fault.NO_GOLD) -> Problem:
+    r"""Read MATH (gold in the solution's last \boxed{}) or MATH-500 (gold in `answer`); level, type are kept."""
+    question = read_question_text(record, "problem")
+    solution = read_solution_text(record, "solution")
+    gold = read_answer(record) or last_boxed(solution)
+    if not gold:
+        raise Malformed(without_gold, r"neither an answer nor a \boxed{}")
+    columns = further(record, "problem", "answer", "solution")
+    return Problem(question, gold, solution.strip(), {**columns, "solution": solution} if solution else columns)
+
+
+def numina_problem(record: Record) -> Problem:
+    r"""Read NuminaMath-CoT: as MATH, but proofs have no \boxed{} and are left out; `messages` only repeats the rest."""
+    return math_problem(further(record, "messages"), without_gold=Fault.NOT_GRADABLE)
+
+
+def nano_problem(record: Record) -> Problem:
+    """Read the embedded task: question, answer, solution."""
+    question = read_question_text(record, "question")
+    gold = read_answer(record)
+    if gold is None:
+        raise Malformed(Fault.NO_GOLD)
+    solution = read_solution_text(record, "solution")
+    columns = {**further(record, "question", "answer", "solution"), "solution": solution}
+    return Problem(question, gold, solution.strip(), columns)
+
+
+SOURCES: dict[str, Source] = {
+    "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano"),
+    "gsm8k": Source(partial(fetch_hub, "openai/gsm8k", "main"), gsm8k_problem, ("question", "answer"), "r1_zero"),
+    "math": Source(
+        partial(fetch_hub, "DigitalLearningGmbH/MATH-lighteval", None), math_problem, ("problem",), "r1_zero"
+    ),
+    "math500": Source(partial(fetch_hub, "HuggingFaceH4/MATH-500", None), math_problem, ("problem",), "r1_zero"),
+    "numina_math_cot": Source(
+        partial(fetch_hub, "AI-MO/NuminaMath-CoT", None), numina_problem, ("problem", "solution"), "r1_zero"
+    ),
+}

@@ -1,0 +1,183 @@
+"""Loads the rows that a stage or evaluation asks for, checks every one of them, and says what was wrong where.
+
+Floor 1. A source is a name in SOURCES or a file in one of TRL's schemas. A malformed row refuses the file, unless
+`max_bad_rows` allows it; duplicates and ungradable problems are left out and told.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from posttrain.data.columns import check_renames, closest, column_names, missing_column, preference_pairs, rename
+from posttrain.data.files import LEFT_OUT, Entry, Fault, Malformed, Record, read_path
+from posttrain.data.named import SOURCES, problem_row
+from posttrain.data.prompts import PROMPT_STYLES
+from posttrain.data.rows import Kind, Row, build_row, kind_of, record_id
+from posttrain.errors import ConfigError, DataError
+from posttrain.settings import DataSettings
+
+logger = logging.getLogger(__name__)
+
+PEEKED_ROWS = 100  # the columns of a file are those of its first rows together
+SHOWN_PLACES = 5
+KIND_WORDS: dict[Kind, str] = {
+    "prompt": "prompts (prompt)",
+    "prompt_completion": "prompts with completions (prompt, completion)",
+    "messages": "conversations (messages)",
+    "text": "plain text (text)",
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many rows had which fault, and where the first of each stand."""
+
+    counts: Counter[Fault] = field(default_factory=Counter)
+    places: defaultdict[Fault, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, origin: str, malformed: Malformed) -> None:
+        """Count one row."""
+        self.counts[malformed.fault] += 1
+        if len(self.places[malformed.fault]) < SHOWN_PLACES:
+            self.places[malformed.fault].append(f"{origin} ({malformed.detail})" if malformed.detail else origin)
+
+    def bad_rows(self) -> int:
+        """Return how many rows are malformed; those merely left out are not."""
+        return sum(count for fault, count in self.counts.items() if fault not in LEFT_OUT)
+
+    def table(self) -> str:
+        """Return one line for each fault: its count and its first places."""
+        return "\n".join(
+            f"  {count} {fault}: {', '.join(self.places[fault])}{', ...' if count > SHOWN_PLACES else ''}"
+            for fault, count in sorted(self.counts.items())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The usable rows of a source and the tally of the others."""
+
+    rows: list[Row]
+    tally: Tally
+
+
+def load_rows(settings: DataSettings, *, seed: int) -> list[Row]:
+    """Return a source's rows, in its order and with distinct ids; raise DataError when more are bad than allowed.
+
+    `seed` matters to generated sources alone; `split` to named sources and directories, not to a single file.
+    """
+    scan = scan_rows(settings, seed=seed)
+    place, bad = place_of(settings), scan.tally.bad_rows()
+    if bad > settings.max_bad_rows:
+        raise DataError(
+            f"{place}: {bad} malformed rows, {settings.max_bad_rows} allowed\n{scan.tally.table()}",
+            fix=f"--data.max_bad_rows {bad}  (drops them; better to correct the file)",
+        )
+    if not scan.rows:
+        raise DataError(f"{place} has no usable row\n{scan.tally.table()}".rstrip())
+    if scan.tally.counts:
+        logger.warning(
+            "%s: %d rows left out, %d kept\n%s", place, scan.tally.counts.total(), len(scan.rows), scan.tally.table()
+        )
+    return scan.rows
+
+
+def scan_rows(settings: DataSettings, *, seed: int) -> Scan:
+    """Read a source up to `settings.rows` usable rows and tally what cannot be used."""
+    entries = open_source(settings, seed=seed)
+    head = list(islice(entries, PEEKED_ROWS))
+    read = row_reader(settings, [record for _, record in head if not isinstance(record, Malformed)])
+    rows: dict[str, Row] = {}
+    tally = Tally()
+    for origin, record in chain(head, entries):
+        try:
+            if isinstance(record, Malformed):
+                raise record
+            row = read(record, origin)
+            if row.id in rows:
+                raise Malformed(Fault.DUPLICATE, f"as {rows[row.id].origin}")
+        except Malformed as malformed:
+            tally.add(origin, malformed)
+            continue
+        rows[row.id] = row
+        if len(rows) == settings.rows:
+            break
+    return Scan(list(rows.values()), tally)
+
+
+def place_of(settings: DataSettings) -> str:
+    """Return what messages call the source."""
+    return f"{settings.source} ({settings.path})" if settings.path else settings.source
+
+
+def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
+    """Return the entries of the named source, file or directory that the settings mean, unread."""
+    source = SOURCES.get(settings.source)
+    if source is not None and settings.path is None:
+        return source.fetch(settings.split, settings.rows, seed)
+    if source is None and settings.path is not None:
+        raise ConfigError(
+            f'data.path is where a named source lies; "{settings.source}" is not one of {", ".join(SOURCES)}',
+            fix=f"--data.source {settings.path}",
+        )
+    path = Path(settings.path or settings.source)
+    if path.exists():
+        return read_path(path, settings.split)
+    if source is not None:
+        raise DataError(f"{settings.source}: no such file or directory: {path}")
+    raise DataError(
+        f"no such file or directory, and no named source: {path}. Named sources: {', '.join(SOURCES)}",
+        fix=f"--data.source {closest(settings.source, SOURCES)}",
+    )
+
+
+def row_reader(settings: DataSettings, first: Sequence[Record]) -> Callable[[Record, str], Row]:
+    """Return the function from a record and its origin to a row, once the first records show the columns needed."""
+    place, style, renames = place_of(settings), settings.prompt_style, settings.columns
+    if style is not None and style not in PROMPT_STYLES:
+        raise ConfigError(
+            f'no prompt style "{style}". Styles: {", ".join(PROMPT_STYLES)}',
+            fix=f"--data.prompt_style {closest(style, PROMPT_STYLES)}",
+        )
+    source = SOURCES.get(settings.source)
+    if first:
+        check_renames(place, column_names(first), renames)
+    columns = column_names(rename(record, renames) for record in first)
+    kind = kind_of(columns)
+    if source is None and kind is None and first:
+        pairs = {"chosen", "rejected"} <= set(columns)
+        raise preference_pairs(place) if pairs else missing_column(place, "prompt", columns, first[0])
+    if source is not None and first:
+        for needed in source.columns:
+            if needed not in columns:
+                raise missing_column(place, needed, columns, first[0])
+
+    def read(record: Record, origin: str) -> Row:
+        id = record_id(record)
+        renamed = rename(record, renames)
+        if source is not None:
+            used_style = style or source.prompt_style
+            return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=used_style)
+        if kind is None:  # every peeked row was malformed, so the columns are still unknown
+            raise Malformed(Fault.COLUMN, "after a head of malformed rows")
+        return build_row(renamed, id=id, kind=kind, origin=origin, prompt_style=style)
+
+    return read
+
+
+def require_kind(rows: Sequence[Row], kinds: Collection[Kind], stage: str) -> None:
+    """Raise DataError unless every row is of one of the kinds; rows with completions also serve as prompts."""
+    accepted = {*kinds, "prompt_completion"} if "prompt" in kinds else set(kinds)
+    wrong = next((row for row in rows if row.kind not in accepted), None)
+    if wrong is None:
+        return
+    place = wrong.origin.rpartition(":")[0]
+    needed = " or ".join(words for kind, words in KIND_WORDS.items() if kind in kinds)
+    other = "grpo" if wrong.kind == "prompt" else "sft"
+    raise DataError(
+        f"{stage} needs {needed}; {place} holds {KIND_WORDS[wrong.kind]}",
+        fix=f"posttrain {other} --data.source {place}" if other != stage else None,
+    )

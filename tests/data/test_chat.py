@@ -1,0 +1,289 @@
+"""The renderer, with real tokenizers and templates: ids, masks and what is refused."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from posttrain.data.chat import (
+    describe,
+    drop_overlong,
+    encode_pieces,
+    render_prompt,
+    render_training_tree,
+    token_length,
+    turn_end_id,
+)
+from posttrain.data.rows import Row, build_row, freeze
+from posttrain.errors import DataError
+from posttrain.records import TokenTree
+
+from .conftest import QWEN3, QWEN3_MARKED, UNMARKED_TURNS
+
+Tokenizer = PreTrainedTokenizerFast
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+ASK = {"role": "user", "content": "How many eggs are left?"}
+REPLY = {"role": "assistant", "content": "<think>16 - 9</think> 7 eggs."}
+ASK_AGAIN = {"role": "user", "content": "Are you fine?"}
+REPLY_AGAIN = {"role": "assistant", "content": "<think>feel</think> I am fine."}
+
+
+def row(kind: Any, **record: Any) -> Row:
+    return build_row(record, id="0" * 16, kind=kind, origin="chat.jsonl:3")
+
+
+def trained_text(tree: TokenTree, tokenizer: Tokenizer) -> list[str]:
+    """The runs of trained tokens, decoded with their special tokens."""
+    (branch,) = tree.branches
+    runs: list[list[int]] = [[]]
+    for token, mark in zip(branch.ids, branch.mask, strict=True):
+        if mark:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [tokenizer.decode(run, skip_special_tokens=False) for run in runs if run]
+
+
+def whole_text(tree: TokenTree, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([*tree.prompt_ids, *tree.branches[0].ids], skip_special_tokens=False)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------
+
+
+def test_string_prompt_has_the_bos_the_tokenizer_adds_exactly_once(llama3: Tokenizer, chatml: Tokenizer) -> None:
+    plain = render_prompt(row("prompt", prompt="Hello!"), llama3)
+    already = render_prompt(row("prompt", prompt="<|begin_of_text|>Hello!"), llama3)
+    assert plain.ids == already.ids
+    assert plain.ids.count(llama3.bos_token_id) == 1
+    assert plain.ids[0] == llama3.bos_token_id
+    assert chatml.decode(render_prompt(row("prompt", prompt="Hello!"), chatml).ids) == "Hello!"
+
+
+def test_message_prompt_is_the_template_with_generation_prompt_and_one_bos(llama3: Tokenizer) -> None:
+    prompt = render_prompt(row("prompt", prompt=[SYSTEM, ASK]), llama3)
+    assert prompt.ids == tuple(
+        llama3.apply_chat_template([SYSTEM, ASK], add_generation_prompt=True, return_dict=False, tokenize=True)
+    )
+    assert prompt.ids.count(llama3.bos_token_id) == 1
+    assert prompt.content == (SYSTEM, ASK)
+
+
+def test_template_settings_come_from_the_call_and_the_row(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(QWEN3)
+    off = {"enable_thinking": False}
+    by_call = render_prompt(row("prompt", prompt=[ASK]), tokenizer, chat_template_kwargs=off)
+    by_row = render_prompt(row("prompt", prompt=[ASK], chat_template_kwargs=off), tokenizer)
+    assert by_call.ids == by_row.ids
+    assert tokenizer.decode(by_call.ids).endswith("<think></think>")
+    assert by_call.ids != render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids
+
+
+def test_prompt_columns_cannot_be_changed(chatml: Tokenizer) -> None:
+    prompt = render_prompt(row("prompt", prompt="Hello!", answer="7", tests=[{"input": [1]}]), chatml)
+    assert prompt.columns["answer"] == "7"
+    with pytest.raises(TypeError):
+        prompt.columns["answer"] = "8"
+    with pytest.raises(TypeError):
+        prompt.columns["tests"][0]["input"] = (2,)
+    assert freeze([1, {"a": [2]}])[1]["a"] == (2,)
+
+
+# --- string completions ----------------------------------------------------------------------------------------
+
+
+def test_every_completion_token_and_the_end_are_trained(chatml: Tokenizer) -> None:
+    tree = render_training_tree(row("prompt_completion", prompt="16 - 9 =", completion=" 7 eggs"), chatml)
+    assert trained_text(tree, chatml) == [" 7 eggs<|im_end|>"]
+    assert set(tree.branches[0].mask) == {1}
+    # pad is the end token here, as in many models: the mask must not come from its id
+    assert chatml.pad_token_id == chatml.eos_token_id == tree.branches[0].ids[-1]
+
+
+def test_end_is_not_doubled_and_can_be_another_id(chatml: Tokenizer) -> None:
+    tree = render_training_tree(row("prompt_completion", prompt="Hello", completion="fine<|im_end|>"), chatml)
+    assert tree.branches[0].ids.count(chatml.eos_token_id) == 1
+    other = chatml.convert_tokens_to_ids("<|endoftext|>")
+    tree = render_training_tree(row("prompt_completion", prompt="Hello", completion="fine"), chatml, eos_id=other)
+    assert tree.branches[0].ids[-1] == other
+
+
+def test_prompt_ids_are_those_of_the_prompt_where_bpe_merges_across_the_boundary(chatml: Tokenizer) -> None:
+    merging = row("prompt_completion", prompt="The answer is ", completion="7.")
+    joint = chatml("The answer is 7.", add_special_tokens=False).input_ids
+    alone = chatml("The answer is ", add_special_tokens=False).input_ids
+    assert joint[: len(alone)] != alone  # the planted trap: " 7" is one token
+    tree = render_training_tree(merging, chatml)
+    assert tree.prompt_ids == render_prompt(merging, chatml).ids == tuple(alone)
+    assert whole_text(tree, chatml) == "The answer is 7.<|im_end|>"
+
+
+def test_no_space_appears_at_the_boundary_of_sentencepiece_texts(sentencepiece: Tokenizer) -> None:
+    pair = row("prompt_completion", prompt="How are you?", completion=" I am fine.")
+    tree = render_training_tree(pair, sentencepiece)
+    together = sentencepiece("How are you? I am fine.").input_ids
+    assert [*tree.prompt_ids, *tree.branches[0].ids] == [*together, sentencepiece.eos_token_id]
+    assert tree.prompt_ids == render_prompt(pair, sentencepiece).ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=st.text(min_size=1), completion=st.text(min_size=1))
+def test_any_text_survives_and_its_prompt_is_a_prefix(chatml: Tokenizer, prompt: str, completion: str) -> None:
+    pieces = encode_pieces(chatml, [prompt, completion])
+    assert pieces[0] == chatml(prompt, add_special_tokens=False).input_ids
+    text = chatml.decode(pieces[0] + pieces[1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert text == prompt + completion
+
+
+def test_text_rows_train_all_but_the_first_token(chatml: Tokenizer, llama3: Tokenizer) -> None:
+    tree = render_training_tree(row("text", text="She has 7 eggs left."), chatml)
+    ids = chatml("She has 7 eggs left.").input_ids
+    assert tree.prompt_ids == tuple(ids[:1])
+    assert tree.branches[0].ids == (*ids[1:], chatml.eos_token_id)
+    assert set(tree.branches[0].mask) == {1}
+    assert render_training_tree(row("text", text="She"), llama3).prompt_ids == (llama3.bos_token_id,)
+
+
+# --- conversations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3"])
+def test_assistant_turns_with_their_end_are_trained_and_nothing_else(
+    template: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(template)
+    turns = [SYSTEM, ASK, REPLY, ASK_AGAIN, REPLY_AGAIN]
+    tree = render_training_tree(row("messages", messages=turns), tokenizer)
+    end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}[template]
+    assert trained_text(tree, tokenizer) == [REPLY["content"] + end, REPLY_AGAIN["content"] + end]
+    assert tree.prompt_ids == render_prompt(row("prompt", prompt=[SYSTEM, ASK]), tokenizer).ids
+    full = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    ids = [*tree.prompt_ids, *tree.branches[0].ids]
+    assert ids == full[: len(ids)]
+    assert tokenizer.decode(full[len(ids) :]).strip() == ""  # only what follows the last end token is cut
+
+
+def test_only_the_completion_of_a_conversational_pair_is_trained(chatml: Tokenizer) -> None:
+    pair = row("prompt_completion", prompt=[ASK, REPLY, ASK_AGAIN], completion=[REPLY_AGAIN])
+    tree = render_training_tree(pair, chatml)
+    assert trained_text(tree, chatml) == [REPLY_AGAIN["content"] + "<|im_end|>"]
+    assert tree.prompt_ids == render_prompt(pair, chatml).ids
+
+
+def test_turns_after_the_last_reply_are_cut(chatml: Tokenizer) -> None:
+    tree = render_training_tree(row("messages", messages=[ASK, REPLY, ASK_AGAIN]), chatml)
+    assert tree == render_training_tree(row("messages", messages=[ASK, REPLY]), chatml)
+
+
+def test_content_beginning_with_a_newline_does_not_merge_into_the_prompt(chatml: Tokenizer) -> None:
+    reply = {"role": "assistant", "content": "\n\n  fine"}
+    tree = render_training_tree(row("messages", messages=[ASK, reply]), chatml)
+    assert tree.prompt_ids == render_prompt(row("prompt", prompt=[ASK]), chatml).ids
+    assert trained_text(tree, chatml) == ["\n\n  fine<|im_end|>"]
+
+
+def test_template_that_drops_thinking_serves_the_last_turn_only(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(QWEN3)
+    tree = render_training_tree(
+        row("prompt_completion", prompt=[ASK, REPLY, ASK_AGAIN], completion=[REPLY_AGAIN]), tokenizer
+    )
+    assert trained_text(tree, tokenizer) == [REPLY_AGAIN["content"] + "<|im_end|>"]
+    assert "16 - 9" not in tokenizer.decode(tree.prompt_ids)
+    with pytest.raises(DataError, match="changes earlier turns") as caught:
+        render_training_tree(row("messages", messages=[ASK, REPLY, ASK_AGAIN, REPLY_AGAIN]), tokenizer)
+    assert "chat.jsonl:3" in str(caught.value)
+    assert "one row of prompt and completion for each assistant turn" in str(caught.value)
+
+
+def test_generation_marks_serve_where_earlier_turns_change(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(QWEN3_MARKED)
+    tree = render_training_tree(row("messages", messages=[ASK, REPLY, ASK_AGAIN, REPLY_AGAIN]), tokenizer)
+    assert trained_text(tree, tokenizer) == ["7 eggs.<|im_end|>", REPLY_AGAIN["content"] + "<|im_end|>"]
+    assert tree.prompt_ids == render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids
+
+
+def test_template_whose_prompt_the_reply_does_not_continue_is_refused(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(QWEN3)  # its generation prompt writes an empty thinking block that the reply lacks
+    with pytest.raises(DataError, match="changes earlier turns"):
+        render_training_tree(
+            row("messages", messages=[ASK, REPLY]), tokenizer, chat_template_kwargs={"enable_thinking": False}
+        )
+
+
+def test_template_without_end_tokens_ends_in_the_end_of_sequence(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(UNMARKED_TURNS)
+    tree = render_training_tree(row("messages", messages=[ASK, REPLY]), tokenizer)
+    assert trained_text(tree, tokenizer) == [f" {REPLY['content']}\n<|im_end|>"]
+    assert turn_end_id(tokenizer) is None
+
+
+def test_turn_end_is_the_templates_own(
+    chatml: Tokenizer, llama3: Tokenizer, with_template: Callable[..., Tokenizer]
+) -> None:
+    assert turn_end_id(chatml) == chatml.eos_token_id
+    assert turn_end_id(llama3) == llama3.convert_tokens_to_ids("<|eot_id|>") != llama3.eos_token_id
+    assert turn_end_id(with_template(None)) is None
+
+
+def test_messages_without_a_template_are_refused_with_the_ways_out(with_template: Callable[..., Tokenizer]) -> None:
+    with pytest.raises(DataError, match="has no chat template") as caught:
+        render_prompt(row("prompt", prompt=[ASK]), with_template(None))
+    assert "--model.chat_template" in str(caught.value)
+    assert "chat.jsonl:3" in str(caught.value)
+
+
+def test_template_errors_name_the_row(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match=r"chat\.jsonl:3: the chat template refuses.*roles must alternate"):
+        render_prompt(row("prompt", prompt=[ASK]), tokenizer)
+
+
+def test_rows_that_cannot_be_trained_on_are_refused(with_template: Callable[..., Tokenizer]) -> None:
+    with pytest.raises(DataError, match="prompt row, expected one with a completion"):
+        render_training_tree(row("prompt", prompt="Hello"), with_template(None))
+    with pytest.raises(DataError, match="messages row, expected one with a prompt"):
+        render_prompt(row("messages", messages=[ASK, REPLY]), with_template(None))
+    mute = with_template("{% for message in messages %}{% if message.role == 'user' %}x{% endif %}{% endfor %}")
+    with pytest.raises(DataError, match="no token of the completion would be trained"):
+        render_training_tree(row("messages", messages=[ASK, REPLY]), mute)
+    endless = PreTrainedTokenizerFast(tokenizer_object=mute.backend_tokenizer)
+    with pytest.raises(DataError, match="never learn to stop"):
+        render_training_tree(row("text", text="Hello"), endless)
+
+
+# --- length and display ----------------------------------------------------------------------------------------
+
+
+def test_overlong_rows_are_dropped_counted_and_told(chatml: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [Row(f"id{n}", "text", f"text.jsonl:{n}", text="eggs " * n) for n in range(1, 21)]
+    render = partial(render_training_tree, tokenizer=chatml)
+    lengths = [token_length(render(each)) for each in rows]
+    with caplog.at_level(logging.WARNING):
+        kept, dropped = drop_overlong(rows, render, max_length=lengths[9])
+    assert list(kept) == [f"id{n}" for n in range(1, 11)]
+    assert [each.origin for each in dropped] == [f"text.jsonl:{n}" for n in range(11, 21)]
+    assert f"10 of 20 rows are longer than {lengths[9]} tokens: text.jsonl:11" in caplog.text
+    assert len(drop_overlong(rows, render, max_length=lengths[9], reserve=lengths[9] - lengths[4])[0]) == 5
+    with pytest.raises(DataError, match="20 of 20 rows") as caught:
+        drop_overlong(rows, render, max_length=2)
+    assert f"--data.max_length {lengths[0]}" in str(caught.value)
+
+
+def test_prompts_are_measured_too(chatml: Tokenizer) -> None:
+    rows = [row("prompt", prompt="eggs " * 50)]
+    kept, dropped = drop_overlong(rows, partial(render_prompt, tokenizer=chatml), max_length=1000, reserve=10)
+    assert not dropped
+    assert token_length(kept["0" * 16]) == len(kept["0" * 16].ids)
+
+
+def test_describe_shows_which_tokens_are_trained(chatml: Tokenizer) -> None:
+    tree = render_training_tree(row("messages", messages=[ASK, REPLY, ASK_AGAIN, REPLY_AGAIN]), chatml)
+    marks = [line.split()[:2] for line in describe(tree, chatml).splitlines()]
+    assert [mark for mark, _ in marks] == ["prompt", "trained", "untrained", "trained"]
+    assert sum(int(count) for _, count in marks) == token_length(tree)
+    assert describe(tree, chatml).splitlines()[1].endswith("|<|im_end|>|")
