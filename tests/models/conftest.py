@@ -34,18 +34,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0,
     },
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "layer_types": None},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "mistral": {"sliding_window": 4},
     "phi3": {"sliding_window": 5},
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5},
     "cohere": {"logit_scale": 0.25},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48},
 }
 
 
 def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     options = {**SIZES, **FAMILIES.get(family, {}), **changes}
-    if family == "gemma3_text":
-        options["layer_types"] = ["sliding_attention", "full_attention"]
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **options)
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -58,6 +62,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    """Return a function that gives a tiny random model of a family, the same one each time."""
+    return tiny_model
 
 
 @pytest.fixture
