@@ -22,7 +22,6 @@ FLOORS: list[set[str]] = [
     {"cli"},
 ]
 FOUNDATION = {"errors", "records", "seeds", "settings", "field_types", "foreign_keys"}  # of floor 0, for its neighbours
-ALLOWANCES: set[tuple[str, str]] = set()  # (importing folder, imported module) on one floor
 STAGES = {"posttrain.stages.pretrain", "posttrain.stages.sft", "posttrain.stages.grpo"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 80, 60
 VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "misc"}
@@ -70,12 +69,7 @@ def floor_violations(module: str, source: str) -> Iterator[str]:
             continue  # posttrain.__version__
         same_folder = unit_of(name) == unit_of(module)
         neighbour = floor == 0 and unit_of(name) in FOUNDATION
-        allowed = (
-            imported < floor
-            or same_folder
-            or neighbour
-            or (unit_of(module), ".".join(name.split(".")[:3])) in ALLOWANCES
-        )
+        allowed = imported < floor or same_folder or neighbour
         if not allowed:
             yield f"{module}:{line} (floor {floor}) imports {name} (floor {imported})"
         if unit_of(module) == "stages" and any(f"{name}.".startswith(f"{stage}.") for stage in STAGES - {module}):
