@@ -119,7 +119,9 @@ class OptimizedStageSettings(ModelStageSettings):
     """What every stage with an optimizer has: AdamW, warm-up, decay, clipping, checkpoints."""
 
     learning_rate: Positive = 1e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all weights, or Muon for the matrices inside the model (for training from scratch)."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -139,20 +141,27 @@ class OptimizedStageSettings(ModelStageSettings):
 
 
 class PretrainSettings(OptimizedStageSettings):
-    """Train a small language model from scratch on the nano corpus, in two phases."""
+    """Train a small Llama from scratch on the nano corpus, in two phases."""
 
-    learning_rate: Positive = 2e-3
-    hidden_size: Count = 192
-    num_hidden_layers: Count = 6
-    num_attention_heads: Count = 6
-    num_key_value_heads: Count = 3
-    intermediate_size: Count = 512
-    vocab_size: Count = 512
-    """Entries of the byte-pair vocabulary, special tokens included; digits are always single tokens."""
-    context_length: Count = 256
-    """Tokens in a training row."""
-    rows_per_step: Count = 64
-    """Training rows in one optimizer update."""
+    learning_rate: Positive = 3e-3
+    optimizer: Literal["adamw", "muon"] = "muon"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    hidden_size: Count = 256
+    """Width of the model."""
+    num_hidden_layers: Count = 4
+    """Depth of the model."""
+    num_attention_heads: Count = 4
+    """Query heads of each layer."""
+    num_key_value_heads: Count = 2
+    """Key and value heads of each layer."""
+    intermediate_size: Count = 640
+    """Width of the feed-forward layers."""
+    vocab_size: Annotated[int, Field(ge=300)] = 1024
+    """Entries of the byte-pair vocabulary, special tokens included; every digit is a token of its own."""
+    context_length: Count = 1024
+    """Longest sequence that the model is made for."""
+    documents_per_step: Count = 128
+    """Documents in one optimizer update."""
     max_steps: Count = 1000
     """Optimizer updates in both phases together."""
     mid_training_fraction: Fraction = 0.2

@@ -1,0 +1,109 @@
+"""The corpus that the nano base is pre-trained on: a weighted blend of documents about the nano task.
+
+Floor 0, no torch. Like text from the web it is uneven: worked solutions in several styles (some of them wrong), plain
+arithmetic, questions and stories without answers, and a little text with <think> tags, most of it badly formed. Only
+problems of the train split are used, and no plain sum that is a problem of another split.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+
+from posttrain.nano import solutions
+from posttrain.nano.problems import Problem, problems, split_of
+from posttrain.seeds import derive_seed
+
+WRONG_SHARE = 0.15  # of the worked solutions
+WELL_FORMED_SHARE = 0.35  # of the documents with <think> tags
+
+Document = Callable[[Iterator[Problem], random.Random], str]
+
+
+def _worked(problem: Problem, draw: random.Random) -> tuple[str, Problem]:
+    """Write a solution in a random style, wrong in WRONG_SHARE of the cases; return it with what it claims."""
+    claimed = solutions.wrong(problem, draw) if draw.random() < WRONG_SHARE else problem
+    style = draw.random()
+    if style < 0.45:
+        return solutions.steps(claimed), claimed
+    if style < 0.75:
+        return solutions.worded_steps(claimed, draw), claimed
+    return solutions.terse(claimed), claimed
+
+
+def worked(source: Iterator[Problem], draw: random.Random) -> str:
+    """A question with a worked solution, in one of three layouts."""
+    text, claimed = _worked(next(source), draw)
+    layout = draw.randrange(3)
+    if layout == 0:
+        return f"Question: {claimed.question}\nSolution: {text} The answer is {claimed.answer}."
+    if layout == 1:
+        return f"Q: {claimed.question}\nA: {text} Answer: {claimed.answer}"
+    return f"User: {claimed.question}\nAssistant: {text} The answer is {claimed.answer}."
+
+
+def answer_only(source: Iterator[Problem], draw: random.Random) -> str:
+    """A question with its bare answer."""
+    problem = next(source)
+    claimed = solutions.wrong(problem, draw) if draw.random() < WRONG_SHARE else problem
+    lead = draw.choice(("Q: {}\nA: {}", "Question: {}\nAnswer: {}", "User: {}\nAssistant: {}"))
+    return lead.format(claimed.question, claimed.answer)
+
+
+def arithmetic(source: Iterator[Problem], draw: random.Random) -> str:
+    """A page of plain sums, always right."""
+    sums: list[str] = []
+    while len(sums) < 12:
+        sums.extend(str(step) for step in next(source).operations if split_of((step,)) == "train")
+    draw.shuffle(sums)
+    return draw.choice(("\n", ". ", ", ")).join(sums)
+
+
+def questions(source: Iterator[Problem], draw: random.Random) -> str:
+    """Exercises without answers."""
+    return "\n".join(f"{number}. {next(source).question}" for number in range(1, draw.randint(2, 4)))
+
+
+def stories(source: Iterator[Problem], draw: random.Random) -> str:
+    """Problems without their closing question."""
+    return " ".join(next(source).question.rsplit(". ", 1)[0] + "." for _ in range(draw.randint(1, 3)))
+
+
+def thinking(source: Iterator[Problem], draw: random.Random) -> str:
+    """Text with <think> tags; only WELL_FORMED_SHARE of it closes them and gives the answer in <answer> tags."""
+    text, claimed = _worked(next(source), draw)
+    opening = f"User: {claimed.question}\nAssistant: <think>"
+    if draw.random() < WELL_FORMED_SHARE:
+        return f"{opening} {text} </think> <answer>{claimed.answer}</answer>"
+    ending = draw.choice(
+        (
+            "{text} The answer is {answer}.",
+            "{text} </think> The answer is {answer}.",
+            "{text} <answer>{answer}",
+            "{text}",
+            "{text} </think> {answer}",
+        )
+    )
+    return f"{opening} {ending.format(text=text, answer=claimed.answer)}"
+
+
+PARTS: dict[str, Document] = {
+    "worked": worked,
+    "answer_only": answer_only,
+    "arithmetic": arithmetic,
+    "questions": questions,
+    "stories": stories,
+    "thinking": thinking,
+}
+BLEND = {"worked": 0.5, "answer_only": 0.08, "arithmetic": 0.3, "questions": 0.05, "stories": 0.05, "thinking": 0.02}
+MID_TRAINING_BLEND = {"worked": 0.65, "answer_only": 0.05, "arithmetic": 0.2, "questions": 0.03, "thinking": 0.07}
+
+
+def documents(blend: Mapping[str, float], *, seed: int) -> Iterator[str]:
+    """Yield an endless stream of documents, each part drawn with its weight (share of the documents)."""
+    unknown = sorted(set(blend) - set(PARTS))
+    if unknown:
+        raise ValueError(f"unknown corpus part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
+    draw = random.Random(derive_seed(seed, "nano-corpus"))
+    source = problems("train", seed=derive_seed(seed, "nano-corpus-problems"))
+    names, weights = list(blend), list(blend.values())
+    while True:
+        yield PARTS[draw.choices(names, weights)[0]](source, draw)

@@ -1,0 +1,65 @@
+"""Worked solutions of nano problems, in several styles, right or deliberately wrong.
+
+Floor 0. Two ways of solving matter for what reinforcement learning finds out: `steps` writes one operation at a
+time, which a small model can compute; `terse` writes the whole expression and its value at once, which it mostly
+cannot. The demonstrations for supervised fine-tuning are mostly terse, as notes by people in a hurry are.
+"""
+
+import random
+
+from posttrain.nano.problems import LARGEST, Operation, Problem, apply
+
+TERSE_SHARE = 0.7  # of the demonstrations
+_LINKS = ("Then", "Next", "After that,", "Now")
+
+
+def expression(problem: Problem) -> str:
+    """Return the chain as one expression, with brackets only where precedence needs them: `(34+27)*3`."""
+    text = str(problem.operations[0].left)
+    weakest = "*"
+    for operation in problem.operations:
+        binds_tighter = operation.operator in "*/" and weakest in "+-"
+        text = f"({text})" if binds_tighter else text
+        weakest = "*" if operation.operator in "*/" else "+"
+        text += f"{operation.operator}{operation.right}"
+    return text
+
+
+def terse(problem: Problem) -> str:
+    """Solve in one line: `(34+27)*3=183.`"""
+    return f"{expression(problem)}={problem.answer}."
+
+
+def steps(problem: Problem) -> str:
+    """Solve one operation at a time: `34+27=61. 61*3=183.`"""
+    return " ".join(f"{operation}." for operation in problem.operations)
+
+
+def worded_steps(problem: Problem, draw: random.Random) -> str:
+    """Solve one operation at a time, with link words: `First 34+27=61. Then 61*3=183.`"""
+    words = ["First", *(draw.choice(_LINKS) for _ in problem.operations[1:])]
+    return " ".join(f"{word} {operation}." for word, operation in zip(words, problem.operations, strict=True))
+
+
+def wrong(problem: Problem, draw: random.Random) -> Problem:
+    """Return the problem with a fault in one step (a slip in the result, or the wrong operator) carried to the end."""
+    faulty = draw.randrange(problem.level)
+    value = problem.operations[0].left
+    chain: list[Operation] = []
+    for index, operation in enumerate(problem.operations):
+        operator, right = operation.operator, operation.right
+        if index == faulty and draw.random() < 0.5:
+            operator = {"+": "-", "-": "+", "*": "+", "/": "-"}[operator]
+        result = apply(operator, value, right)
+        if index == faulty and operator == operation.operator:
+            result += draw.choice((-100, -10, -2, -1, 1, 2, 10, 100))
+        result = min(max(result, 1), LARGEST)
+        chain.append(Operation(value, operator, right, result))
+        value = result
+    return Problem(problem.question, tuple(chain))
+
+
+def demonstration(problem: Problem, *, seed: int, terse_share: float = TERSE_SHARE) -> str:
+    """Return a right solution in the style that its seed picks."""
+    draw = random.Random(seed)
+    return terse(problem) if draw.random() < terse_share else steps(problem)

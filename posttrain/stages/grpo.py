@@ -1,0 +1,245 @@
+"""Group-relative policy optimisation with program rewards: sample, score, compare within the group, update.
+
+Floor 5. DeepSeekMath, Shao et al. 2024, arXiv 2402.03300; with the choices of Dr. GRPO (arXiv 2503.20783), DAPO
+(arXiv 2503.14476) and RLOO (arXiv 2402.14740) as settings. Each differs in the advantage or in the denominator only.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from peft import PeftModel
+from torch import Tensor
+
+from posttrain.algorithms.advantages import group_advantages, group_signal
+from posttrain.algorithms.losses import clipped_policy_loss
+from posttrain.algorithms.tokens import aggregate, k3
+from posttrain.data.chat import drop_overlong, render_prompt
+from posttrain.data.loader import Loader
+from posttrain.data.sources import load_rows, require_kind
+from posttrain.data.trees import TreeBatch
+from posttrain.engines import ENGINES, Interrupted
+from posttrain.errors import ConfigError
+from posttrain.models.lm import LoadedModel, load_model, save_model
+from posttrain.models.logprobs import TokenLogprobs
+from posttrain.models.lora import frozen_copy, reference
+from posttrain.records import TokenTree, Tree
+from posttrain.rewards.scoring import check_names
+from posttrain.runs.directory import StageRun
+from posttrain.settings import GrpoSettings
+from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
+from posttrain.stages.rollout import (
+    reward_table,
+    rollout_metrics,
+    rollout_rows,
+    sample_completions,
+    score_completions,
+    training_tree,
+)
+
+
+def grpo(settings: GrpoSettings, run: StageRun) -> None:
+    """Train a policy on its own scored completions and publish it as the run's artifact."""
+    check_settings(settings)
+    rows = load_rows(settings.data, seed=settings.seed)
+    require_kind(rows, ("prompt", "prompt_completion"), "grpo")
+    loaded = load_model(settings.model, seed=settings.seed)
+    prompts, dropped = drop_overlong(
+        rows,
+        lambda row: render_prompt(row, loaded.tokenizer),
+        max_length=settings.data.max_length,
+        reserve=settings.sampling.max_completion_length,
+    )
+    loader = Loader(list(prompts.values()), settings.seed)
+    updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
+    reference_policy = Reference(loaded) if settings.beta > 0 else None
+    if run.checkpoint:
+        updater.restore(run.checkpoint)
+        loader.restore(run.checkpoint.state["loader"])
+    engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+    for step in run.steps(settings.max_steps):
+        batch = loader.next(settings.prompts_per_step)
+        with run.phase("generate"), stopping(run):
+            engine.load_weights(loaded.model)
+            completions = sample_completions(
+                engine,
+                batch,
+                settings.sampling,
+                num_samples=settings.num_generations,
+                seed=settings.seed,
+                step=step,
+            )
+        with run.phase("score"):
+            trees = score_completions(batch, completions, settings.rewards, policy_version=step - 1)
+            rewards = reward_table(trees)  # (P, G)
+            advantages = group_advantages(
+                rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
+            )  # (P, G)
+        with run.phase("update"):
+            data = policy_data(trees, advantages, loaded, reference_policy, settings)
+            metrics = [
+                updater.update(data.trees, data.loss_share(settings), temperature=settings.sampling.temperature)
+                for _ in range(settings.num_iterations)
+            ]
+        signal = group_signal(rewards)
+        run.log(
+            step,
+            rollout_metrics(trees)
+            | {"groups/solved": signal.solved, "groups/failed": signal.failed, "groups/mixed": signal.mixed}
+            | {"frac_reward_zero_std": signal.frac_reward_zero_std, "epoch": loader.epoch}
+            | metrics_of_updates(metrics),
+            rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
+        )
+        run.save(step, lambda: updater.state({"loader": loader.state()}))
+    engine.close()
+    run.publish_artifact(lambda directory: save_model(loaded, directory))
+    run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
+
+
+def check_settings(settings: GrpoSettings) -> None:
+    """Raise ConfigError for settings under which the update would not be the gradient of what was sampled."""
+    check_names(settings.rewards)
+    sampling = settings.sampling
+    if sampling.temperature == 0:
+        raise ConfigError(
+            "grpo compares different completions of a prompt, and sampling.temperature = 0 gives equal ones",
+            fix="--sampling.temperature 1.0",
+        )
+    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0:
+        raise ConfigError(
+            "grpo trains on the whole vocabulary's distribution, and sampling.top_p, top_k or min_p cut it",
+            fix="--sampling.top_p 1.0 --sampling.top_k 0 --sampling.min_p 0.0",
+        )
+    if settings.model.lora_dropout > 0:
+        raise ConfigError(
+            "model.lora_dropout makes the log-probs of the update differ from those of the rollouts",
+            fix="--model.lora_dropout 0.0",
+        )
+
+
+@contextmanager
+def stopping(run: StageRun) -> Iterator[None]:
+    """Turn an engine's interruption into the run's stop: the step is dropped and done again on resume."""
+    try:
+        yield
+    except Interrupted:
+        run.check_stop()
+        raise
+
+
+class Reference:
+    """The frozen policy that the k3 penalty holds to: the base under the adapter, or a copy of the whole model."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        model = loaded.model
+        self._loaded = loaded if isinstance(model, PeftModel) else replace(loaded, model=frozen_copy(model))
+
+    def logprobs(self, trees: Sequence[TokenTree], settings: GrpoSettings) -> list[tuple[float, ...]]:
+        """Return the reference's log-probs of every branch's tokens."""
+        arguments = {"temperature": settings.sampling.temperature}
+        if not isinstance(self._loaded.model, PeftModel):
+            return evaluate_logprobs(self._loaded, trees, settings.max_tokens_per_micro_batch, **arguments)
+        with reference(self._loaded.model):
+            return evaluate_logprobs(self._loaded, trees, settings.max_tokens_per_micro_batch, **arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyData:
+    """What one step trains on; per-branch entries are in the order of the trees' branches."""
+
+    trees: list[TokenTree]
+    advantages: Tensor  # (B,)
+    engine_logprobs: list[tuple[float, ...]]
+    old_logprobs: list[tuple[float, ...]] | None  # None: on-policy, the ratio is exactly 1
+    ref_logprobs: list[tuple[float, ...]] | None
+    num_sequences: int  # of all trees of the step, like the tokens: left-out trees count in the loss's denominators
+    num_tokens: int
+    num_tokens_kept: int  # of the trees trained on
+
+    def loss_share(self, settings: GrpoSettings) -> LossShare:
+        """Return the share that a micro-batch has in the step's loss."""
+
+        def share(
+            batch: TreeBatch, tokens: TokenLogprobs, branches: Sequence[int]
+        ) -> tuple[Tensor, Mapping[str, Tensor]]:
+            mask = batch.completion_mask
+
+            def mean(values: Tensor) -> Tensor:
+                return aggregate(
+                    values, mask, "token_mean", num_sequences=0, num_tokens=self.num_tokens_kept, max_length=0
+                )
+
+            detached = tokens.logprobs.detach()
+            policy = clipped_policy_loss(
+                tokens.logprobs,
+                None if self.old_logprobs is None else batch.pad([self.old_logprobs[b] for b in branches]),
+                self.advantages[list(branches)].to(mask.device),
+                mask,
+                epsilon_low=settings.epsilon_low,
+                epsilon_high=settings.epsilon_high,
+            )
+            per_token = policy.per_token
+            watched = {
+                "entropy": mean(tokens.entropy.detach()),
+                "clip_ratio/low_mean": mean(policy.clipped_low),
+                "clip_ratio/high_mean": mean(policy.clipped_high),
+                "kl/old": mean(policy.approx_kl),
+                "kl/engine": mean(k3(batch.pad([self.engine_logprobs[b] for b in branches]), detached)),
+            }
+            if self.ref_logprobs is not None:
+                penalty = k3(tokens.logprobs, batch.pad([self.ref_logprobs[b] for b in branches]))
+                per_token = per_token + settings.beta * penalty
+                watched["kl"] = mean(penalty.detach())
+            loss = aggregate(
+                per_token,
+                mask,
+                settings.loss_aggregation,
+                num_sequences=self.num_sequences,
+                num_tokens=self.num_tokens,
+                max_length=settings.sampling.max_completion_length,
+            )
+            return loss, watched
+
+        return share
+
+
+def policy_data(
+    trees: Sequence[Tree],
+    advantages: Tensor,
+    loaded: LoadedModel,
+    reference_policy: Reference | None,
+    settings: GrpoSettings,
+) -> PolicyData:
+    """Return what a step trains on; trees without any advantage are left out where nothing else pulls on them.
+
+    The denominators count every tree, so leaving out changes no gradient.
+    """
+    training_trees = [training_tree(tree, mask_truncated=settings.mask_truncated) for tree in trees]
+    trained = [sum(branch.mask) for tree in training_trees for branch in tree.branches]
+    chosen = [i for i in range(len(trees)) if reference_policy is not None or bool(advantages[i].any())]
+    kept = [training_trees[i] for i in chosen]
+    old = ref = None
+    if settings.num_iterations > 1 and kept:
+        old = evaluate_logprobs(
+            loaded, kept, settings.max_tokens_per_micro_batch, temperature=settings.sampling.temperature
+        )
+    if reference_policy is not None:
+        ref = reference_policy.logprobs(kept, settings)
+    return PolicyData(
+        trees=kept,
+        advantages=advantages[chosen].flatten(),
+        engine_logprobs=[rollout.completion.engine_logprobs for i in chosen for rollout in trees[i].rollouts],
+        old_logprobs=old,
+        ref_logprobs=ref,
+        num_sequences=sum(count > 0 for count in trained),
+        num_tokens=sum(trained),
+        num_tokens_kept=trained_tokens(kept),
+    )
+
+
+def metrics_of_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means over a step's updates; `kl/engine` is that of the first, before the policy moved."""
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    if "kl/engine" in means:
+        means["kl/engine"] = updates[0]["kl/engine"]
+    return means

@@ -1,0 +1,190 @@
+"""AdamW, its schedule and the one update that all training stages share.
+
+Floor 5. An update sums the shares that micro-batches have in one loss with global denominators, so that its result
+does not depend on how the trees were cut.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+from posttrain.algorithms.losses import sft_loss
+from posttrain.algorithms.tokens import aggregate
+from posttrain.data.trees import TreeBatch, build_batch, cut_micro_batches
+from posttrain.errors import NonFiniteError
+from posttrain.models.lm import LoadedModel
+from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
+from posttrain.records import TokenTree
+from posttrain.runs.checkpoint import Checkpoint
+from posttrain.runs.training_state import optimizer_tensors, restore_optimizer
+from posttrain.seeds import derive_seed
+from posttrain.settings import OptimizedStageSettings
+
+# Returns the micro-batch's share of the loss, and its shares of what to watch (each summed over the update).
+LossShare = Callable[[TreeBatch, TokenLogprobs, Sequence[int]], tuple[Tensor, Mapping[str, Tensor]]]
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+def learning_rate_at(update: int, num_updates: int, settings: OptimizedStageSettings) -> float:
+    """Return the learning rate of an update counted from 0: linear warm-up, then constant, linear or cosine decay."""
+    if update < settings.warmup_steps:
+        return settings.learning_rate * (update + 1) / settings.warmup_steps
+    left = 1 - (update - settings.warmup_steps) / max(num_updates - settings.warmup_steps, 1)
+    match settings.lr_scheduler_type:
+        case "constant":
+            return settings.learning_rate
+        case "linear":
+            return settings.learning_rate * left
+        case "cosine":
+            return settings.learning_rate * (1 - math.cos(math.pi * left)) / 2
+
+
+def make_optimizers(
+    loaded: LoadedModel, trained: Mapping[str, Tensor], settings: OptimizedStageSettings
+) -> list[Optimizer]:
+    """Return AdamW for all trained weights, or Muon for the matrices inside the model and AdamW for the others.
+
+    Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon; its steps are scaled to AdamW's size (Moonlight,
+    arXiv 2502.16982), so that one learning rate serves both. Weight decay is of matrices only.
+    """
+    ends = {id(loaded.model.get_input_embeddings().weight), id(loaded.model.get_output_embeddings().weight)}
+    muon = [p for p in trained.values() if settings.optimizer == "muon" and p.ndim == 2 and id(p) not in ends]
+    others = [p for p in trained.values() if not any(p is matrix for matrix in muon)]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(0.9, settings.adam_beta2),
+        fused=loaded.device.type in ("cpu", "cuda"),
+    )
+    if not muon:
+        return [adamw]
+    return [
+        adamw,
+        Muon(
+            muon,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    ]
+
+
+class Updater:
+    """The optimizer of a model's trainable weights: its updates, its place in the schedule and its resumable state."""
+
+    def __init__(self, loaded: LoadedModel, settings: OptimizedStageSettings, num_updates: int) -> None:
+        self._loaded = loaded
+        self._settings = settings
+        self._num_updates = num_updates
+        self._updates = 0
+        self._skipped_in_a_row = 0
+        self._trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+        self._optimizers = make_optimizers(loaded, self._trained, settings)
+
+    def update(
+        self, trees: Sequence[TokenTree], loss_share: LossShare, *, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """Take one optimizer step on the trees and return the loss, the gradient norm and what the loss watches.
+
+        A loss or gradient that is not finite changes nothing: the update is skipped and counted, and NonFiniteError
+        raised when that happens more than MAX_SKIPPED_IN_A_ROW times in a row.
+        """
+        torch.manual_seed(derive_seed(self._settings.seed, "update", self._updates))  # for adapter dropout
+        totals = self._accumulate(trees, loss_share, temperature)
+        parameters = list(self._trained.values())
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm).item()
+        learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
+        finite = math.isfinite(totals["loss"]) and math.isfinite(grad_norm)
+        if finite:
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        self._updates += 1
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"the loss ({totals['loss']}) or gradient norm ({grad_norm}) was not finite "
+                f"{self._skipped_in_a_row} times in a row; the weights are those before",
+                fix=f"--learning_rate {self._settings.learning_rate / 10:g}",
+            )
+        return totals | {"grad_norm": grad_norm, "learning_rate": learning_rate, "skipped_update": float(not finite)}
+
+    def _accumulate(self, trees: Sequence[TokenTree], loss_share: LossShare, temperature: float) -> dict[str, float]:
+        """Add up gradients, losses and watched values over the micro-batches."""
+        layout = self._loaded.layout
+        totals: dict[str, float] = {"loss": 0.0}
+        for micro_batch in cut_micro_batches(trees, self._settings.max_tokens_per_micro_batch, layout=layout):
+            batch = build_batch(micro_batch.trees, layout=layout, pad_id=self._loaded.pad_id).to(self._loaded.device)
+            tokens = completion_logprobs(self._loaded.model, batch, temperature=temperature)
+            loss, watched = loss_share(batch, tokens, micro_batch.branches)
+            torch.autograd.backward(loss)
+            for name, value in {"loss": loss, **watched}.items():
+                totals[name] = totals.get(name, 0.0) + value.item()
+        return totals
+
+    def state(self, of_stage: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return `(tensors, state)` for a checkpoint: weights, moments, place in the schedule, and the stage's own."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        groups = []
+        for index, optimizer in enumerate(self._optimizers):
+            tensors[f"optimizer-{index}"], of_optimizer = optimizer_tensors(optimizer, self._trained)
+            groups.append(of_optimizer)
+        tensors["weights"] = {name: parameter.detach() for name, parameter in self._trained.items()}
+        state = {"groups": groups, "updates": self._updates, "skipped_in_a_row": self._skipped_in_a_row}
+        return tensors, {"updater": state, **of_stage}
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back what `state` returned, except the stage's own part."""
+        state = checkpoint.state["updater"]
+        for index, (optimizer, groups) in enumerate(zip(self._optimizers, state["groups"], strict=True)):
+            restore_optimizer(optimizer, self._trained, checkpoint.tensors(f"optimizer-{index}"), groups)
+        weights = checkpoint.tensors("weights")
+        for name, parameter in self._trained.items():
+            parameter.copy_(weights[name])
+        self._updates, self._skipped_in_a_row = state["updates"], state["skipped_in_a_row"]
+
+
+@torch.no_grad()
+def evaluate_logprobs(
+    loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int, *, temperature: float
+) -> list[tuple[float, ...]]:
+    """Return the log-probs of every branch's tokens, branch by branch, without gradients."""
+    rows: list[tuple[float, ...]] = []
+    for micro_batch in cut_micro_batches(trees, max_tokens, layout=loaded.layout):
+        batch = build_batch(micro_batch.trees, layout=loaded.layout, pad_id=loaded.pad_id)
+        logprobs = completion_logprobs(loaded.model, batch, temperature=temperature).logprobs.cpu()
+        lengths = [length for _, length in batch.branch_spans]
+        rows.extend(tuple(row[:length].tolist()) for row, length in zip(logprobs, lengths, strict=True))
+    return rows
+
+
+def token_mean_loss(trees: Sequence[TokenTree]) -> LossShare:
+    """Return the loss share of an update: every trained token of the trees weighs the same."""
+    num_tokens = trained_tokens(trees)
+
+    def share(batch: TreeBatch, tokens: TokenLogprobs, branches: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        mask = batch.completion_mask
+        entropy = aggregate(
+            tokens.entropy.detach(), mask, "token_mean", num_sequences=0, num_tokens=num_tokens, max_length=0
+        )
+        return sft_loss(tokens.logprobs, mask, num_tokens=num_tokens), {"entropy": entropy}
+
+    return share
+
+
+def trained_tokens(trees: Sequence[TokenTree]) -> int:
+    """Count the tokens that the trees train."""
+    return sum(sum(branch.mask) for tree in trees for branch in tree.branches)

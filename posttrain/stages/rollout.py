@@ -1,0 +1,121 @@
+"""Rollouts: sample completions of prompts, score them, and lay them out as tables and metrics.
+
+Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout depends on nothing beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.engines import Engine
+from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
+from posttrain.rewards.scoring import score
+from posttrain.seeds import derive_seed
+from posttrain.settings import SamplingSettings
+
+
+def sample_completions(
+    engine: Engine, prompts: Sequence[Prompt], sampling: SamplingSettings, *, num_samples: int, seed: int, step: int
+) -> list[list[Completion]]:
+    """Return `num_samples` completions of each prompt."""
+    seeds = [
+        [derive_seed(seed, "sample", step, prompt.id, sample) for sample in range(num_samples)] for prompt in prompts
+    ]
+    return engine.generate(prompts, sampling, num_samples=num_samples, seeds=seeds)
+
+
+def score_completions(
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    rewards: Mapping[str, float],
+    *,
+    policy_version: int,
+) -> list[Tree]:
+    """Return the scored trees of prompts and their completions."""
+    scored = iter(score(prompts, completions, rewards))
+    trees = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        parts = [next(scored) for _ in group]
+        rollouts = (
+            Rollout(completion, part.scores, part.reward, policy_version)
+            for completion, part in zip(group, parts, strict=True)
+        )
+        trees.append(Tree(prompt, tuple(rollouts)))
+    return trees
+
+
+def reward_table(trees: Sequence[Tree]) -> Tensor:
+    """Return the rewards `(P, G)`, NaN where a completion could not be scored."""
+    return torch.tensor([[float("nan") if r.reward is None else r.reward for r in tree.rollouts] for tree in trees])
+
+
+def training_tree(tree: Tree, *, mask_truncated: bool) -> TokenTree:
+    """Return a scored tree as training sees it: unscorable and, if asked, truncated completions are masked out."""
+    branches = []
+    for rollout in tree.rollouts:
+        truncated = rollout.completion.stop_reason is StopReason.LENGTH
+        kept = rollout.reward is not None and not (mask_truncated and truncated)
+        ids = rollout.completion.ids
+        branches.append(Branch(ids, (int(kept),) * len(ids)))
+    return TokenTree(tree.prompt.ids, tuple(branches))
+
+
+def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
+    """Return what there is to watch in rollouts, under TRL's names; lengths are in tokens."""
+    rollouts = [rollout for tree in trees for rollout in tree.rollouts]
+    lengths = [len(rollout.completion.ids) for rollout in rollouts]
+    finished = [len(r.completion.ids) for r in rollouts if r.completion.stop_reason is not StopReason.LENGTH]
+    scored = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    metrics = {
+        "reward": fmean(scored) if scored else float("nan"),
+        "reward_std": pstdev(scored) if scored else float("nan"),
+        "unscorable": 1 - len(scored) / len(rollouts),
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/mean_terminated_length": fmean(finished) if finished else float("nan"),
+        "completions/clipped_ratio": 1 - len(finished) / len(rollouts),
+    }
+    for name in rollouts[0].scores:
+        parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
+        metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
+        metrics[f"rewards/{name}/std"] = pstdev(parts) if parts else float("nan")
+    return metrics
+
+
+def rollout_rows(
+    step: int, trees: Sequence[Tree], advantages: Tensor, *, trees_with_tokens: int
+) -> list[dict[str, Any]]:
+    """Return a table row for each rollout; the first `trees_with_tokens` trees keep their ids and log-probs."""
+    rows = []
+    for index, (tree, tree_advantages) in enumerate(zip(trees, advantages.tolist(), strict=True)):
+        for sample, (rollout, advantage) in enumerate(zip(tree.rollouts, tree_advantages, strict=True)):
+            completion = rollout.completion
+            kept = index < trees_with_tokens
+            rows.append(
+                {
+                    "step": step,
+                    "prompt_id": tree.prompt.id,
+                    "sample": sample,
+                    "prompt": _text(tree.prompt),
+                    "completion": completion.text,
+                    "reward": rollout.reward,
+                    **{f"rewards/{name}": value for name, value in rollout.scores.items()},
+                    "advantage": advantage,
+                    "length": len(completion.ids),
+                    "stop_reason": completion.stop_reason.value,
+                    "policy_version": rollout.policy_version,
+                    "completion_ids": list(completion.ids) if kept else None,
+                    "engine_logprobs": list(completion.engine_logprobs) if kept else None,
+                }
+            )
+    return rows
+
+
+def _text(prompt: Prompt) -> str:
+    if isinstance(prompt.content, str):
+        return prompt.content
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.content)

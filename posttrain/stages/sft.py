@@ -1,0 +1,42 @@
+"""Supervised fine-tuning: the mean negative log-likelihood of completions, with its own loop.
+
+Floor 5. Rows become prompt trees of one branch; a step's loss is the mean over all its trained tokens, however the
+rows fall into micro-batches, and packed rows never see one another.
+"""
+
+import math
+
+from posttrain.data.chat import drop_overlong, render_training_tree
+from posttrain.data.loader import Loader
+from posttrain.data.sources import load_rows, require_kind
+from posttrain.models.lm import load_model, save_model
+from posttrain.runs.directory import StageRun
+from posttrain.settings import SftSettings
+from posttrain.stages.optimize import Updater, token_mean_loss, trained_tokens
+
+
+def sft(settings: SftSettings, run: StageRun) -> None:
+    """Fine-tune a model on its rows and publish it as the run's artifact."""
+    rows = load_rows(settings.data, seed=settings.seed)
+    require_kind(rows, ("prompt_completion", "messages", "text"), "sft")
+    loaded = load_model(settings.model, seed=settings.seed)
+    trees, dropped = drop_overlong(
+        rows, lambda row: render_training_tree(row, loaded.tokenizer), max_length=settings.data.max_length
+    )
+    loader = Loader(list(trees), settings.seed)
+    max_steps = settings.max_steps or math.ceil(settings.num_train_epochs * len(trees) / settings.rows_per_step)
+    updater = Updater(loaded, settings, num_updates=max_steps)
+    progress = {"num_tokens": 0}
+    if run.checkpoint:
+        updater.restore(run.checkpoint)
+        loader.restore(run.checkpoint.state["loader"])
+        progress = dict(run.checkpoint.state["progress"])
+    for step in run.steps(max_steps):
+        batch = [trees[row_id] for row_id in loader.next(settings.rows_per_step)]
+        with run.phase("update"):
+            metrics = updater.update(batch, token_mean_loss(batch))
+        progress["num_tokens"] += trained_tokens(batch)
+        run.log(step, metrics | {"epoch": loader.epoch, **progress})
+        run.save(step, lambda: updater.state({"loader": loader.state(), "progress": progress}))
+    run.publish_artifact(lambda directory: save_model(loaded, directory))
+    run.finish({"rows": len(trees), "dropped_rows": len(dropped), "steps": max_steps, **progress})
