@@ -5,6 +5,7 @@ Floor 7: parses and prints, no more. Libraries are imported inside the verbs, so
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,31 @@ def _refuse_mistyped_options(overrides: Sequence[str]) -> None:
 
 
 @app.command
+def compare(
+    *directories: Path,
+    baseline: Annotated[
+        str | None, Parameter(help="Name of the evaluation to compare with; the first by default.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Where the tables are written.")] = Path("comparison"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare finished evaluations: intervals and paired tests against a baseline.
+
+    Parameters
+    ----------
+    directories
+        Evaluations, or runs, which stand for all their evaluations.
+    """
+    from posttrain.pipeline.evaluations import choose_baseline, find_evaluations
+
+    evaluations = find_evaluations(directories)
+    chosen = choose_baseline(evaluations, baseline)
+    from posttrain.reports.comparison import compare as compare_evaluations
+
+    compare_evaluations(evaluations, chosen, out)
+
+
+@app.command
 def generate(
     *sampling: Overrides,
     model: Annotated[str, Parameter(help="Directory or name of the model.")],
@@ -203,6 +229,8 @@ def _print_result(content: Any, text: str, *, as_json: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, else the code of the error (see `errors.py`)."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars obey it too
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:

@@ -30,13 +30,15 @@ FOREIGN_KEYS: dict[str, str] = {
 }
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size", "batch_size")
 
+STEP_UNITS = ("prompts_per_step", "rows_per_step", "documents_per_step")
+
 
 def foreign_key(name: str, fields: Set[str], siblings: Mapping[str, Any]) -> str | None:
     """Return what a foreign key is called here, with the arithmetic for batch sizes; None where it is not known.
 
     `siblings` are the values that stand beside the key, as written (text where they came from flags).
     """
-    unit = next((unit for unit in ("prompts_per_step", "rows_per_step") if unit in fields), None)
+    unit = next((unit for unit in STEP_UNITS if unit in fields), None)
     if name in BATCH_KEYS and unit:
         return _batch_arithmetic(unit, siblings)
     if name == "num_train_epochs" and unit:
@@ -45,7 +47,7 @@ def foreign_key(name: str, fields: Set[str], siblings: Mapping[str, Any]) -> str
 
 
 def _batch_arithmetic(unit: str, siblings: Mapping[str, Any]) -> str:
-    """Say how many prompts or rows a step has, from the batch keys of a trainer that counts per device."""
+    """Say how many prompts, rows or documents a step has, from the batch keys of a trainer that counts per device."""
     device = _whole(siblings.get("per_device_train_batch_size", siblings.get("batch_size", 8)))
     accumulation = _whole(siblings.get("gradient_accumulation_steps", 1))
     total = device * accumulation

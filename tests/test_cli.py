@@ -1,5 +1,6 @@
 """The command line: fast help, usage errors in words, exit codes, and what the verbs print."""
 
+import io
 import json
 import os
 import subprocess
@@ -73,6 +74,7 @@ def test_help_shows_a_nested_default_of_the_stage(capsys):
         (["run"], 2, "requires an argument"),
         (["sft", "--name", "a/b"], 2, "a run is named with letters"),
         (["generate", "--model", "nano", "--temprature", "1"], 2, "did you mean temperature?"),
+        (["compare", "none"], 2, "no directory none"),
         (["doctor", "--jso"], 2, "Did you mean --json?"),
     ],
 )
@@ -162,6 +164,52 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(capsys, tmp_path):
     code, text = fails(capsys, "grpo", *flags, "--rewards", "{r1_zer = 1.0}")
     assert code == 2
     assert "unknown reward r1_zer" in text
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("model")
+    make_tokenizer(directory)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=6, eos_token_id=0, **sizes)).save_pretrained(directory)
+    return str(directory)
+
+
+def test_generate_prints_completions_and_the_same_ones_again(capsys, tiny_model):
+    flags = [
+        "--model",
+        tiny_model,
+        "--prompt",
+        "two and",
+        "--max_completion_length",
+        "4",
+        "--num-samples",
+        "3",
+        "--json",
+    ]
+    assert call("generate", *flags) == 0
+    first = capsys.readouterr().out
+    samples = [json.loads(line) for line in first.splitlines()]
+    assert len(samples) == 3
+    assert all(set(sample) == {"prompt", "completion", "stop_reason", "tokens"} for sample in samples)
+    assert all(1 <= sample["tokens"] <= 4 for sample in samples)
+    assert call("generate", *flags) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_generate_reads_standard_input(capsys, tiny_model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("two and\n"))
+    flags = ["--temperature", "0", "--max-completion-length", "2", "--json"]
+    assert call("generate", "--model", tiny_model, *flags) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "two and"
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, text = fails(capsys, "generate", "--model", tiny_model, *flags)
+    assert code == 3
+    assert "the prompt is empty" in text
 
 
 def test_doctor_prints_lines_or_json(capsys):

@@ -14,7 +14,6 @@ from posttrain.data.sources import load_rows
 from posttrain.field_types import show
 from posttrain.pipeline.recipe import Recipe, Stage
 from posttrain.pipeline.runner import stage_settings
-from posttrain.rewards.scoring import check_names
 from posttrain.settings import DataSettings, EvalSettings, GrpoSettings, ModelStageSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -61,7 +60,9 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
     if not isinstance(settings, SftSettings | GrpoSettings | EvalSettings):
         return
     if isinstance(settings, GrpoSettings):
-        check_names(settings.rewards)
+        from posttrain.stages.grpo import check_settings
+
+        check_settings(settings)
     rows = _some_rows(settings.data, seed=settings.seed)
     yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
     tokenizer = _tokenizer(recipe, stage, directory)
