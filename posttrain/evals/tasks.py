@@ -1,0 +1,61 @@
+"""The evaluation tasks by name: which problems, asked how, graded how.
+
+Floor 4. One visible dict; results of different versions of a task are never compared.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from posttrain.data.named import SOURCES
+from posttrain.errors import ConfigError
+from posttrain.rewards.extraction import Profile
+from posttrain.settings import DataSettings
+
+# The one format that strict grading accepts, by what the prompt asks for.
+STRICT_PROFILES: dict[str, Profile] = {
+    "r1_zero": "r1_zero",
+    "nano": "r1_zero",
+    "boxed": "boxed",
+    "question": "boxed",
+    "chat": "boxed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A set of problems with a fixed way to grade them; `version` changes whenever scores would."""
+
+    name: str
+    version: str
+    source: str  # the named source of its problems
+
+
+TASKS: dict[str, Task] = {
+    "nano": Task("nano", "1", "nano"),
+    "gsm8k": Task("gsm8k", "1", "gsm8k"),
+    "math": Task("math", "1", "math"),
+    "math500": Task("math500", "1", "math500"),
+}
+
+
+def find_task(name: str) -> Task:
+    """Return the task of that name; raises ConfigError with the nearest one."""
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"unknown task {name}.{hint} Known: {', '.join(TASKS)}", fix=f"--task {(near or list(TASKS))[0]}")
+
+
+def task_data(task: Task, data: DataSettings) -> DataSettings:
+    """Return the data settings with the task's own source where the user named none."""
+    if "source" in data.model_fields_set:
+        return data
+    return data.model_copy(update={"source": task.source})
+
+
+def strict_profile(data: DataSettings) -> Profile:
+    """Return the profile that the prompt style asks for; a file of ready-made prompts is asked for boxed answers."""
+    source = SOURCES.get(data.source)
+    style = data.prompt_style or (source.prompt_style if source else "question")
+    return STRICT_PROFILES[style]
