@@ -65,9 +65,10 @@ def missing_column(place: str, needed: str, columns: Sequence[str], first: Recor
     )
 
 
-def preference_pairs(place: str) -> DataError:
-    """Return the error for a file of preference pairs."""
+def preference_pairs(place: str, first: Record) -> DataError:
+    """Return the error for a file of preference pairs with implicit prompts, with the use of the chosen as its fix."""
+    target = "text" if isinstance(first.get("chosen"), str) else "messages"
     return DataError(
         f"{place} holds preference pairs (chosen, rejected), expected prompt, prompt and completion, messages or text",
-        fix="--data.columns.completion chosen",
+        fix=f"--data.columns.{target} chosen",
     )

@@ -58,7 +58,7 @@ def fetch_hub(repo: str, config: str | None, split: str, count: int | None, seed
     except Exception as error:  # its many layers raise nearly anything when offline, gated or misspelt
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f'{repo} (split "{split}") cannot be read from the Hub: {cause}'
-        raise DataError(message, fix="--data.path FILE (a local JSONL, JSON, CSV, Parquet or Arrow copy)") from error
+        raise DataError(message, fix="--data.path FILE") from error
     for number, row in enumerate(rows, start=1):
         yield f"{repo}/{split}:row {number}", dict(row)
 

@@ -49,7 +49,7 @@ PROMPT_STYLES: dict[str, Callable[[str], Text]] = {
 
 
 def _tagged_completion(reasoning: str, answer: str) -> Text:
-    return f" {reasoning}</think> <answer>{answer}</answer>"
+    return f" {reasoning} </think> <answer>{answer}</answer>"
 
 
 def _boxed_reply(reasoning: str, answer: str) -> Text:

@@ -73,8 +73,9 @@ def load_rows(settings: DataSettings, *, seed: int) -> list[Row]:
     place, bad = place_of(settings), scan.tally.bad_rows()
     if bad > settings.max_bad_rows:
         raise DataError(
-            f"{place}: {bad} malformed rows, {settings.max_bad_rows} allowed\n{scan.tally.table()}",
-            fix=f"--data.max_bad_rows {bad}  (drops them; better to correct the file)",
+            f"{place}: {bad} malformed rows, {settings.max_bad_rows} allowed: correct or drop them\n"
+            f"{scan.tally.table()}",
+            fix=f"--data.max_bad_rows {bad}",
         )
     if not scan.rows:
         raise DataError(f"{place} has no usable row\n{scan.tally.table()}".rstrip())
@@ -149,7 +150,7 @@ def row_reader(settings: DataSettings, first: Sequence[Record]) -> Callable[[Rec
     kind = kind_of(columns)
     if source is None and kind is None and first:
         pairs = {"chosen", "rejected"} <= set(columns)
-        raise preference_pairs(place) if pairs else missing_column(place, "prompt", columns, first[0])
+        raise preference_pairs(place, first[0]) if pairs else missing_column(place, "prompt", columns, first[0])
     if source is not None and first:
         for needed in source.columns:
             if needed not in columns:

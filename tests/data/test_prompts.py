@@ -20,7 +20,7 @@ def test_r1_zero_opens_the_thinking_that_its_completion_closes() -> None:
     assert isinstance(prompt, str)
     assert prompt.endswith(f"User: {QUESTION}\nAssistant: <think>")
     assert all(tag in prompt for tag in ("<think>", "</think>", "<answer>", "</answer>"))
-    assert COMPLETION_STYLES["r1_zero"]("3 + 4 = 7", "7") == " 3 + 4 = 7</think> <answer>7</answer>"
+    assert COMPLETION_STYLES["r1_zero"]("3 + 4 = 7", "7") == " 3 + 4 = 7 </think> <answer>7</answer>"
     assert PROMPT_STYLES["nano"](QUESTION) == f"User: {QUESTION}\nAssistant: <think>"
 
 
