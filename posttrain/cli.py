@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 app = App(
     name="posttrain",
     help="Teach small language models from feedback, and see honestly whether it worked.\n\n"
-    "`posttrain VERB --help` lists a verb's options; `--debug` after any verb prints the traceback of an error.",
+    "posttrain VERB --help lists a verb's options; --debug after any verb prints the traceback of an error.",
     version=__version__,
     default_parameter=Parameter(negative=()),
+    help_format="plaintext",  # markdown would cost 30 ms
     suppress_keyboard_interrupt=False,
 )
 
