@@ -1,7 +1,7 @@
 """The nano task: multi-step arithmetic word problems, generated deterministically in three disjoint splits.
 
 Floor 0, standard library only. A problem is a chain of 1 to 4 operations on a running count (+, -, *, exact
-division), every intermediate result between 1 and 9,999. The split of a problem is decided by a hash of its
+division), every intermediate result between 1 and 1,999. The split of a problem is decided by a hash of its
 arithmetic, not of its wording, so that no chain of numbers stands in two splits.
 """
 
@@ -15,7 +15,7 @@ from posttrain.seeds import derive_seed
 
 SPLITS = ("train", "validation", "test")
 LEVELS = (1, 2, 3, 4)  # operations in the chain
-LARGEST = 9999
+LARGEST = 1999  # of all results
 
 _NAMES = {
     "She": ("Mia", "Anna", "Lucy", "Nora", "Ivy", "Rosa", "Emma", "Zoe", "Clara", "Ella"),
@@ -163,11 +163,13 @@ def _right_operand(draw: random.Random, operator: str, value: int) -> int | None
     """Draw the second operand, or None where the operator does not fit the value."""
     match operator:
         case "+":
-            return draw.randint(2, min(99 if draw.random() < 0.4 else 999, LARGEST - value)) if value < 9000 else None
+            most = min(99 if draw.random() < 0.4 else 999, LARGEST - value)
+            return draw.randint(2, most) if most >= 2 else None
         case "-":
             return draw.randint(1, min(value - 1, 999)) if value > 2 else None
         case "*":
-            return draw.randint(2, 9) if value * 9 <= LARGEST else None
+            most = min(9, LARGEST // value)
+            return draw.randint(2, most) if most >= 2 else None
         case _:
             divisors = [d for d in range(2, 10) if value % d == 0 and value // d >= 2]
             return draw.choice(divisors) if divisors else None

@@ -13,7 +13,7 @@ PAD = "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'assistant' %}"
-    "Assistant: {% generation %}{{ message.content }}<|endoftext|>{% endgeneration %}\n"
+    "Assistant: {% generation %}{{ message.content }}<|endoftext|>{% endgeneration %}{{ '\\n' }}"
     "{% elif message.role == 'system' %}{{ message.content }}\n"
     "{% else %}User: {{ message.content }}\n{% endif %}"
     "{% endfor %}"
