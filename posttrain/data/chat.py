@@ -140,11 +140,12 @@ def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[str]) -
     if list(chain.from_iterable(alone)) == whole:
         return alone
     cuts = [0]
-    for count in range(1, len(pieces) + 1):
-        prefix = _encode(tokenizer, "".join(pieces[:count]))
+    for count in range(1, len(pieces)):
+        prefix = alone[0] if count == 1 else _encode(tokenizer, "".join(pieces[:count]))
         if whole[: len(prefix)] != prefix:
             return alone
         cuts.append(len(prefix))
+    cuts.append(len(whole))
     return [whole[start:stop] for start, stop in pairwise(cuts)]
 
 
@@ -154,6 +155,8 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 def _with_leading_ids(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
     """Put before a text what the tokenizer puts there by default (BOS, mostly), unless the text has it already."""
+    if tokenizer.num_special_tokens_to_add() == 0:
+        return ids
     plain, full = _encode(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     start = next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)
     leading = full[:start]
