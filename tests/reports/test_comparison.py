@@ -1,0 +1,180 @@
+"""Comparisons of evaluations whose truth is planted, refusals, and what is shown."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from posttrain.errors import ConfigError, DataError
+from posttrain.evals.evaluate import Sample, summarise
+from posttrain.reports.comparison import compare, compare_stage, load_evaluation
+from posttrain.reports.contrasts import compare_evaluations
+from posttrain.reports.pages import markdown, print_comparison
+from posttrain.runs.directory import StageRun
+from posttrain.runs.display import NoDisplay
+from posttrain.runs.rollout_files import write_rollouts
+from posttrain.settings import CompareSettings
+
+PROBLEMS = 200
+
+
+def sample(problem: int, index: int, right: bool, completion: str = "so 42") -> Sample:
+    return Sample(
+        problem_id=f"p{problem:04d}", sample=index, prompt=f"Question {problem}?", gold="42", completion=completion,
+        num_tokens=10, stop_reason="eos", category="correct" if right else "wrong_answer", strict=right, lenient=right,
+        extracted="42", rule="boxed", reason="",
+    )  # fmt: skip
+
+
+def write_evaluation(directory: Path, right: np.ndarray, **changes: Any) -> Path:
+    """Write an evaluation whose outcomes are `right` (P, n), as its stage leaves it."""
+    samples = [sample(i, j, bool(right[i, j])) for i in range(right.shape[0]) for j in range(right.shape[1])]
+    samples = changes.pop("samples", samples)
+    summary = {
+        "task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "r1_zero", **summarise(samples),
+        "sampling": {"temperature": 0.0}, "seed": 0, "data_fingerprint": "abc",
+    }  # fmt: skip
+    (directory / "artifact").mkdir(parents=True)
+    write_rollouts(directory / "artifact" / "samples.parquet", [asdict(item) for item in samples])
+    (directory / "artifact" / "summary.json").write_text(json.dumps(summary | changes))
+    return directory
+
+
+def outcomes(right: int) -> np.ndarray:
+    """The first `right` problems are solved."""
+    return (np.arange(PROBLEMS) < right)[:, None]
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path) -> dict[str, Path]:
+    rights = {"base": 20, "sft": 100, "grpo": 103}
+    return {name: write_evaluation(tmp_path / name, outcomes(right)) for name, right in rights.items()}
+
+
+def test_verdicts_follow_the_paired_tests(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    base, sft, grpo = compare(evaluations, "base", tmp_path).models
+    assert base.against_baseline is None
+    assert sft.against_baseline is not None
+    assert (sft.against_baseline.difference, sft.against_baseline.verdict) == (0.4, "better")
+    assert (sft.against_baseline.fixed, sft.against_baseline.regressed) == (80, 0)
+    assert sft.against_previous == sft.against_baseline
+    assert grpo.against_baseline is not None
+    assert grpo.against_baseline.verdict == "better"
+    assert grpo.against_previous is not None
+    assert (grpo.against_previous.reference, grpo.against_previous.verdict) == ("sft", "cannot tell")
+    assert grpo.against_previous.p_value == pytest.approx(2 / 2**3)
+    assert grpo.against_previous.adjusted_p == pytest.approx(2 / 2**3)  # the largest of three
+
+
+def test_adjustment_is_over_every_test_on_the_page(tmp_path: Path) -> None:
+    rights = {"base": 100, "a": 106, "b": 106}
+    found = {name: write_evaluation(tmp_path / name, outcomes(right)) for name, right in rights.items()}
+    contrast = compare(found, "base", tmp_path).models[1].against_baseline
+    assert contrast is not None
+    assert contrast.p_value == pytest.approx(2 / 2**6)
+    assert contrast.adjusted_p == pytest.approx(3 * 2 / 2**6)
+    assert contrast.verdict == "cannot tell"  # alone it would pass
+
+
+def test_worse_is_said(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    found = compare(evaluations, "sft", tmp_path)
+    assert found.models[0].against_baseline is not None
+    assert found.models[0].against_baseline.verdict == "worse"
+    assert found.sentences()[0].startswith("base is worse than sft: -40.0 points (95% CI -46")
+
+
+def test_several_samples_are_clustered_by_problem(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    skill = rng.random((PROBLEMS, 1))
+    found = {
+        name: write_evaluation(tmp_path / name, rng.random((PROBLEMS, 4)) < skill * gain)
+        for name, gain in (("base", 0.6), ("grpo", 0.9))
+    }
+    contrast = compare(found, "base", tmp_path).models[1].against_baseline
+    assert contrast is not None
+    assert contrast.interval.low < 0.15 < contrast.interval.high
+    assert contrast.verdict == "better"
+    assert "pass@4" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"grader_version": "2"}, "grader version 1 vs 2"),
+        ({"task": "gsm8k"}, "task nano vs gsm8k"),
+        ({"sampling": {"temperature": 1.0}}, r"sampling temperature 0\.0 vs temperature 1\.0"),
+        ({"num_samples": 4}, "samples of each problem 1 vs 4"),
+        ({"data_fingerprint": "xyz"}, "other gold answers"),
+        ({"samples": [sample(i, 0, True) for i in range(150, 250)]}, "200 vs 100 problems, 50 shared"),
+    ],
+)
+def test_evaluations_not_scored_alike_are_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    found = {
+        "base": write_evaluation(tmp_path / "base", outcomes(20)),
+        "grpo": write_evaluation(tmp_path / "grpo", outcomes(20), **changes),
+    }
+    with pytest.raises(DataError, match=f"base and grpo were not scored alike: .*{fault}.*No paired test drawn"):
+        compare(found, "base", tmp_path)
+    assert not (tmp_path / "comparison.md").exists()
+
+
+def test_missing_evaluations_and_baselines_are_named(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dpo is no finished evaluation: .*summary\.json is missing"):
+        compare({**evaluations, "dpo": tmp_path / "dpo"}, "base", tmp_path)
+    with pytest.raises(ConfigError, match="the baseline dpo is none of base, sft, grpo"):
+        compare(evaluations, "dpo", tmp_path)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_terminal_shows_whole_lines_at_any_width(evaluations: dict[str, Path], tmp_path: Path, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    print_comparison(compare(evaluations, "base", tmp_path), console)
+    text = console.file.getvalue()
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= width
+    for whole in ("50.0%", "+40.0", "better", "grpo is better than base", "vs row above"):
+        assert whole in text
+    assert any(line.split()[:1] == ["grpo"] and "51.5%" in line for line in lines)
+
+
+def test_bold_marks_only_what_passes_its_test(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    page = markdown(compare(evaluations, "base", tmp_path))
+    row = next(line for line in page.splitlines() if line.startswith("| grpo") and "better" in line)
+    assert "**+41.5**" in row
+    assert "+1.5 (" in row
+    assert "**+1.5**" not in row
+
+
+def test_model_text_cannot_become_markup(tmp_path: Path) -> None:
+    hostile = "```\n# owned\n````"
+    before = [sample(0, 0, False, hostile), sample(1, 0, True)]
+    after = [sample(0, 0, True), sample(1, 0, True)]
+    found = {
+        "base": write_evaluation(tmp_path / "base", outcomes(0), samples=before),
+        "grpo": write_evaluation(tmp_path / "grpo", outcomes(0), samples=after),
+    }
+    page = markdown(compare(found, "base", tmp_path))
+    assert f"\n{'`' * 10}text\n{hostile}\n{'`' * 10}\n" in page
+
+
+def test_the_stage_writes_prints_and_finishes(
+    evaluations: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = CompareSettings(baseline="base", models=["base", "sft", "grpo"])
+    with StageRun.open(tmp_path / "compare", settings=settings, fingerprint="f", display=NoDisplay()) as run:
+        compare_stage(settings, run)
+        assert run.finished
+    written = json.loads((tmp_path / "compare" / "comparison.json").read_bytes())
+    assert [model["name"] for model in written["models"]] == ["base", "sft", "grpo"]
+    assert "sft is better than base" in capsys.readouterr().out
+
+
+def test_a_comparison_is_the_same_in_any_order_of_problems(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    loaded = [load_evaluation(name, path) for name, path in evaluations.items()]
+    shuffled = [type(item)(item.name, item.summary, list(reversed(item.samples))) for item in loaded]
+    assert compare_evaluations(shuffled, "base") == compare_evaluations(loaded, "base")
