@@ -95,14 +95,17 @@ class Updater:
     ) -> dict[str, float]:
         """Take one optimizer step on the trees and return the loss, the gradient norm and what the loss watches.
 
-        A loss or gradient that is not finite changes nothing: the update is skipped and counted, and NonFiniteError
+        Without trees there is no step to take. A loss or gradient that is not finite changes nothing: the update is skipped and counted, and NonFiniteError
         raised when that happens more than MAX_SKIPPED_IN_A_ROW times in a row.
         """
+        learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
+        if not trees:
+            self._updates += 1
+            return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": learning_rate, "skipped_update": 0.0}
         torch.manual_seed(derive_seed(self._settings.seed, "update", self._updates))  # for adapter dropout
         totals = self._accumulate(trees, loss_share, temperature)
         parameters = list(self._trained.values())
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm).item()
-        learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
         finite = math.isfinite(totals["loss"]) and math.isfinite(grad_norm)
         if finite:
             for optimizer in self._optimizers:
