@@ -162,7 +162,7 @@ def compare(
     baseline: Annotated[
         str | None, Parameter(help="Name of the evaluation to compare with; the first by default.")
     ] = None,
-    out: Annotated[Path, Parameter(help="Where the tables are written.")] = Path("comparison"),
+    out: Annotated[Path, Parameter(help="Where comparison.json and comparison.md are written.")] = Path("comparison"),
     as_json: JsonFlag = False,
 ) -> None:
     """Compare finished evaluations: intervals and paired tests against a baseline.
@@ -172,13 +172,23 @@ def compare(
     directories
         Evaluations, or runs, which stand for all their evaluations.
     """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
     from posttrain.pipeline.evaluations import choose_baseline, find_evaluations
+    from posttrain.reports.comparison import compare as compare_evaluations
+    from posttrain.reports.pages import print_comparison
+    from posttrain.runs.durable import make_directory
 
     evaluations = find_evaluations(directories)
     chosen = choose_baseline(evaluations, baseline)
-    from posttrain.reports.comparison import compare as compare_evaluations
-
-    compare_evaluations(evaluations, chosen, out)
+    make_directory(out)
+    comparison = compare_evaluations(evaluations, chosen, out)
+    if as_json:
+        print(json.dumps(asdict(comparison)))
+    else:
+        print_comparison(comparison, Console())
 
 
 @app.command

@@ -143,6 +143,7 @@ def resolve(
     `where` stands in the message about a required key that nobody wrote.
     """
     leaves = default_leaves(settings_class)
+    preset = preset_keys(settings_class)
     known = len(problems)
     for entry in entries:
         try:
@@ -152,7 +153,8 @@ def resolve(
             problems.append(f"{entry.origin}: {error}")
     settings = None
     try:
-        settings = settings_class.model_validate(unflatten(leaves))
+        given = {key: leaf for key, leaf in leaves.items() if leaf.origin != DEFAULT or key in preset}
+        settings = settings_class.model_validate(unflatten(given))
     except ValidationError as error:
         problems.extend(_explain(settings_class, error, leaves, where))
     if settings is None or len(problems) > known:
@@ -182,6 +184,21 @@ def default_leaves(settings_class: type[Settings]) -> dict[Key, Leaf]:
     fields = settings_class.model_fields
     defaults = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
     return {key: Leaf(value, DEFAULT) for key, value in leaves_of(defaults)}
+
+
+def preset_keys(settings_class: type[Settings]) -> set[Key]:
+    """Return the keys that a parent's default sets in a nested table.
+
+    Only these and what was written are given to pydantic, so that `model_fields_set` tells a choice from a default.
+    """
+
+    def preset(settings: Settings, prefix: Key) -> Iterator[Key]:
+        for name in settings.model_fields_set:
+            value = getattr(settings, name)
+            yield from preset(value, (*prefix, name)) if isinstance(value, Settings) else [(*prefix, name)]
+
+    defaults = {name: field.get_default() for name, field in settings_class.model_fields.items()}
+    return {key for name, value in defaults.items() if isinstance(value, Settings) for key in preset(value, (name,))}
 
 
 def unflatten(leaves: Mapping[Key, Leaf]) -> dict[str, Any]:

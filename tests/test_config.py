@@ -111,6 +111,13 @@ def test_a_nested_table_starts_from_its_parents_default(tmp_path):
     assert settings.data.split == "test"
 
 
+def test_fields_that_nobody_wrote_count_as_unset(tmp_path):
+    data = build(EvalSettings, "[data]\nrows = 3\n", ["--task", "gsm8k"], tmp_path).settings.data
+    assert data.model_fields_set == {"split", "rows"}  # an evaluation takes its task's source where none is set
+    assert build(EvalSettings, flags=["--data.source", "nano"]).settings.data.model_fields_set == {"split", "source"}
+    assert build(EvalSettings).settings == EvalSettings()
+
+
 def test_a_written_table_of_rewards_replaces_the_default(tmp_path):
     assert build(GrpoSettings, "[rewards]\nformat = 1\n", tmp=tmp_path).settings.rewards == {"format": 1.0}
     both = build(GrpoSettings, "[rewards]\nformat = 1\n", ["--rewards.r1_zero", "2"], tmp_path).settings.rewards

@@ -3,14 +3,12 @@
 Floor 6: knows how a run is laid out (RUNS_DIR/NAME/STAGE), not what an evaluation holds.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from posttrain.config import near_match
 from posttrain.errors import ConfigError
-from posttrain.runs.directory import RESULT
-from posttrain.runs.identity import SETTINGS
+from posttrain.evals.evaluate import SUMMARY_FILE
 
 
 def find_evaluations(directories: Sequence[Path]) -> dict[str, Path]:
@@ -47,19 +45,14 @@ def _evaluations_in(directory: Path) -> Iterator[Path]:
         )
         raise ConfigError(f"no directory {directory}{near_match(directory.name, beside)}")
     if _is_evaluation(directory):
-        if not (directory / RESULT).is_file():
-            raise ConfigError(f"the evaluation {directory} is not finished", fix="run its command again: it continues")
         yield directory
         return
-    inside = [path for path in directory.iterdir() if _is_evaluation(path) and (path / RESULT).is_file()]
+    inside = sorted(path for path in directory.iterdir() if _is_evaluation(path))
     if not inside:
-        raise ConfigError(f"{directory} is no evaluation and holds none that is finished")
-    yield from sorted(inside)
+        raise ConfigError(f"{directory} is no finished evaluation and holds none")
+    yield from inside
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Whether a directory is an evaluation stage's: its settings name a task."""
-    try:
-        return "task" in json.loads((path / SETTINGS).read_bytes())
-    except (OSError, ValueError):
-        return False
+    """Whether a directory is a finished evaluation stage's, or an artifact by itself."""
+    return any((place / SUMMARY_FILE).is_file() for place in (path, path / "artifact"))

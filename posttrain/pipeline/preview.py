@@ -63,7 +63,7 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
         from posttrain.stages.grpo import check_settings
 
         check_settings(settings)
-    rows = _some_rows(settings.data, seed=settings.seed)
+    rows = _some_rows(_data_of(settings), seed=settings.seed)
     yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
     tokenizer = _tokenizer(recipe, stage, directory)
     if tokenizer is None:
@@ -73,6 +73,15 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
             yield f"    {line}"
     else:
         yield from _prompt_lines(rows[0], tokenizer)
+
+
+def _data_of(settings: SftSettings | GrpoSettings | EvalSettings) -> DataSettings:
+    """Return where a stage's rows come from; those of an evaluation are its task's."""
+    if not isinstance(settings, EvalSettings):
+        return settings.data
+    from posttrain.evals.tasks import find_task, task_data
+
+    return task_data(find_task(settings.task), settings.data)
 
 
 def _some_rows(data: DataSettings, *, seed: int) -> "list[Row]":

@@ -56,13 +56,9 @@ def _evaluate() -> StageFunction:
 
 
 def _compare() -> StageFunction:
-    """Return the comparison as a stage: the evaluations are the neighbouring directories of those names."""
-    from posttrain.reports.comparison import compare
+    from posttrain.reports.comparison import compare_stage
 
-    def run_comparison(settings: CompareSettings, run: "StageRun") -> None:
-        compare({name: run.path.parent / name for name in settings.models}, settings.baseline, run.path)
-
-    return run_comparison
+    return compare_stage
 
 
 STAGE_TYPES: dict[str, StageType] = {

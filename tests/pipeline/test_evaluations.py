@@ -8,20 +8,23 @@ from posttrain.errors import ConfigError
 from posttrain.pipeline.evaluations import choose_baseline, find_evaluations
 
 
-def make(directory: Path, settings: str = '{"task": "nano"}', *, finished: bool = True) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "settings.json").write_text(settings)
-    if finished:
-        (directory / "result.json").write_text("{}")
+def make(directory: Path, file: str = "artifact/summary.json") -> Path:
+    (directory / file).parent.mkdir(parents=True)
+    (directory / file).write_text("{}")
     return directory
 
 
 def test_a_run_stands_for_its_finished_evaluations(tmp_path):
     base, late = make(tmp_path / "a" / "base"), make(tmp_path / "a" / "late")
-    make(tmp_path / "a" / "sft", '{"learning_rate": 1}')
-    make(tmp_path / "a" / "running", finished=False)
+    make(tmp_path / "a" / "sft", "artifact/model.safetensors")
+    make(tmp_path / "a" / "running", "settings.json")
     assert find_evaluations([tmp_path / "a"]) == {"base": base, "late": late}
     assert find_evaluations([late, tmp_path / "a"]) == {"late": late, "base": base}
+
+
+def test_an_artifact_by_itself_is_an_evaluation(tmp_path):
+    artifact = make(tmp_path / "copied", "summary.json")
+    assert find_evaluations([artifact]) == {"copied": artifact}
 
 
 def test_equal_names_are_told_apart_by_their_runs(tmp_path):
@@ -30,11 +33,10 @@ def test_equal_names_are_told_apart_by_their_runs(tmp_path):
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):
-    running = make(tmp_path / "a" / "running", finished=False)
-    with pytest.raises(ConfigError, match="is not finished"):
-        find_evaluations([running])
-    with pytest.raises(ConfigError, match="holds none that is finished"):
-        find_evaluations([tmp_path / "a"])
+    running = make(tmp_path / "a" / "running", "settings.json")
+    for directory in (running, tmp_path / "a"):
+        with pytest.raises(ConfigError, match="is no finished evaluation and holds none"):
+            find_evaluations([directory])
     with pytest.raises(ConfigError, match=r"no directory .*; did you mean running"):
         find_evaluations([tmp_path / "a" / "runing"])
 
