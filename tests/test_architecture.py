@@ -12,7 +12,7 @@ SOURCES = sorted((ROOT / "posttrain").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 
 FLOORS: list[set[str]] = [
-    {"errors", "records", "seeds", "settings", "field_types", "foreign_keys", "config", "algorithms", "nano"},
+    {"errors", "records", "seeds", "hub", "settings", "field_types", "foreign_keys", "config", "algorithms", "nano"},
     {"data", "models", "runs"},
     {"engines"},
     {"rewards"},
@@ -21,7 +21,15 @@ FLOORS: list[set[str]] = [
     {"pipeline"},
     {"cli"},
 ]
-FOUNDATION = {"errors", "records", "seeds", "settings", "field_types", "foreign_keys"}  # of floor 0, for its neighbours
+FOUNDATION = {
+    "errors",
+    "records",
+    "seeds",
+    "hub",
+    "settings",
+    "field_types",
+    "foreign_keys",
+}  # of floor 0, for its neighbours
 STAGES = {"posttrain.stages.pretrain", "posttrain.stages.sft", "posttrain.stages.grpo"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 80, 60
 VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "misc"}

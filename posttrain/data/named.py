@@ -14,6 +14,7 @@ from posttrain.data.files import Entry, Fault, Malformed, Record
 from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
 from posttrain.errors import DataError
+from posttrain.hub import work_offline_if_unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) ->
 
 def fetch_hub(repo: str, config: str | None, split: str, count: int | None, seed: int) -> Iterator[Entry]:
     """Yield the rows of a split of a data set on the Hugging Face Hub (or of its local cache)."""
+    work_offline_if_unreachable()
     import datasets
 
     try:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from posttrain.errors import ModelError
+from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.devices import resolve_device, resolve_dtype
 from posttrain.models.files import base_of_adapter, is_adapter, locate
 from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs, plain_model
@@ -134,6 +135,8 @@ def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTr
 
 def _from_pretrained(load: Callable[..., Result], source: str, directory: Path | None, **options: Any) -> Result:
     """Call one of transformers' loaders without remote code, and put what it raises into one line."""
+    if directory is None:
+        work_offline_if_unreachable()
     try:
         return load(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers, safetensors, tokenizers and the Hub client raise a dozen kinds

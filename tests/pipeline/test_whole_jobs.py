@@ -1,0 +1,160 @@
+"""Whole jobs through the command line: GSM8K rows on three architectures, and the recipes at a tiny size."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from posttrain.cli import main
+from posttrain.models.files import locate
+from posttrain.nano.corpus import MID_TRAINING_BLEND, documents
+from posttrain.nano.tokenizer import train_tokenizer
+from posttrain.runs.logs import read_rows
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+GSM8K = [
+    {
+        "question": f"A baker makes {n} loaves and sells {n // 2} of them. How many loaves are left?",
+        "answer": f"He sells {n}/2=<<{n}/2={n // 2}>>{n // 2} loaves.\nSo {n - n // 2} are left.\n#### {n - n // 2}",
+    }
+    for n in range(10, 34, 2)
+]
+MATH = [
+    {
+        "problem": f"Compute $\\frac{{{n}}}{{2}}$.",
+        "level": "Level 1",
+        "type": "Prealgebra",
+        "solution": f"Half of {n} is $\\boxed{{{n // 2}}}$.",
+    }
+    for n in range(2, 26, 2)
+]
+NUMINA = [
+    {
+        "source": "synthetic_math",
+        "problem": row["problem"],
+        "solution": row["solution"],
+        "messages": [{"role": "user", "content": row["problem"]}, {"role": "assistant", "content": row["solution"]}],
+    }
+    for row in MATH
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    texts = [row["question"] + row["answer"] for row in GSM8K] + [row["solution"] for row in MATH]
+    return train_tokenizer([*texts, *islice(documents(MID_TRAINING_BLEND, seed=0), 300)], 400)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """Random two-layer models on disk, as `save_pretrained` lays them out."""
+    directories = {}
+    for name, config_class in CONFIGS.items():
+        config = config_class(
+            vocab_size=400,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=2048,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            **({"head_dim": 8} if name == "qwen3" else {}),
+        )
+        torch.manual_seed(0)
+        directory = tmp_path_factory.mktemp("models") / name
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        directories[name] = str(directory)
+    return directories
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def call(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--display", "none"])
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_eval_and_grpo_on_gsm8k_rows(name: str, models: dict[str, str], tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", GSM8K)
+    common = ["--data.path", data, "--model.name_or_path", models[name], "--model.dtype", "float32"]
+    runs = ["--runs_dir", str(tmp_path / "runs"), "--sampling.max_completion_length", "8"]
+    call("eval", "--task", "gsm8k", *common, *runs, "--name", "base", "--num_samples", "2")
+    summary = json.loads((tmp_path / "runs/base/eval/artifact/summary.json").read_text())
+    assert summary["problems"] == 12
+    assert sum(summary["categories"].values()) == pytest.approx(1.0)
+    grpo = ["--data.source", "gsm8k", *common, *runs, "--name", "policy", "--model.lora_r", "4", "--max_steps", "2"]
+    call("grpo", *grpo, "--prompts_per_step", "2", "--num_generations", "3", "--beta", "0.1")
+    rows = read_rows(tmp_path / "runs/policy/grpo/metrics.jsonl")
+    assert len(rows) == 2
+    assert all(row["kl/engine"] < 1e-6 for row in rows)
+    assert (tmp_path / "runs/policy/grpo/artifact/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_grpo_on_the_real_gsm8k(split: str, models: dict[str, str], tmp_path: Path) -> None:
+    if not (SHARED / "gsm8k").is_dir():
+        pytest.skip("the real GSM8K rows are not beside the repository")
+    arguments = ["--data.source", "gsm8k", "--data.path", str(SHARED / "gsm8k"), "--data.split", split]
+    arguments += ["--model.name_or_path", models["qwen2"], "--data.rows", "20", "--max_steps", "1"]
+    arguments += ["--prompts_per_step", "2", "--num_generations", "2", "--sampling.max_completion_length", "4"]
+    call("grpo", *arguments, "--runs_dir", str(tmp_path))
+    assert len(read_rows(tmp_path / "grpo/grpo/metrics.jsonl")) == 1
+
+
+def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
+    math_rows, numina_rows = write_rows(tmp_path / "math.jsonl", MATH), write_rows(tmp_path / "numina.jsonl", NUMINA)
+    overrides = ["--model.name_or_path", models["qwen2"], "--model.dtype", "float32"]
+    for stage in ("base", "sft_eval", "grpo_eval", "grpo"):
+        overrides += [f"--stage.{stage}.data.path", math_rows]
+        overrides += [f"--stage.{stage}.sampling.max_completion_length", "6"]
+    overrides += ["--stage.sft.data.path", numina_rows, "--stage.sft.rows_per_step", "4"]
+    overrides += ["--stage.grpo.max_steps", "1", "--stage.grpo.prompts_per_step", "2", "--runs_dir", str(tmp_path)]
+    call("run", str(ROOT / "recipes/math_reasoning.toml"), *overrides)
+    comparison = json.loads((tmp_path / "math_reasoning/comparison/comparison.json").read_text())
+    assert comparison
+    assert len(read_rows(tmp_path / "math_reasoning/sft/metrics.jsonl")) == 3
+    assert (tmp_path / "math_reasoning/comparison/comparison.md").read_text().count("grpo_eval") >= 1
+
+
+def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> None:
+    if not (SHARED / "math500").is_dir():
+        pytest.skip("the real MATH-500 rows are not beside the repository")
+    arguments = ["--task", "math500", "--data.path", str(SHARED / "math500"), "--data.rows", "8"]
+    arguments += ["--model.name_or_path", models["qwen2"], "--sampling.max_completion_length", "4"]
+    call("eval", *arguments, "--runs_dir", str(tmp_path))
+    assert json.loads((tmp_path / "eval/eval/artifact/summary.json").read_text())["problems"] == 8
+
+
+def test_demo_recipe_at_a_tiny_size(tmp_path: Path) -> None:
+    assert locate("nano") is not None
+    overrides = ["--runs_dir", str(tmp_path), "--stage.sft.data.rows", "32", "--stage.sft.num_train_epochs", "1.0"]
+    overrides += ["--stage.grpo.max_steps", "2", "--stage.grpo.prompts_per_step", "4", "--stage.grpo.data.rows", "50"]
+    for stage in ("base", "sft_eval", "grpo_eval"):
+        overrides += [f"--stage.{stage}.data.rows", "24"]
+    call("run", str(ROOT / "recipes/demo.toml"), *overrides)
+    rows = read_rows(tmp_path / "demo/grpo/metrics.jsonl")
+    assert len(rows) == 2
+    assert rows[0]["kl/engine"] < 1e-3
+    assert (tmp_path / "demo/comparison/comparison.md").is_file()
