@@ -124,9 +124,11 @@ def test_prompt_ids_are_those_of_the_prompt_where_bpe_merges_across_the_boundary
 
 
 def test_no_space_appears_at_the_boundary_of_sentencepiece_texts(sentencepiece: Tokenizer) -> None:
-    pair = row("prompt_completion", prompt="How are you?", completion=" I am fine.")
+    pair = row("prompt_completion", prompt="How are you?", completion="Hello! I am fine.")
     tree = render_training_tree(pair, sentencepiece)
-    together = sentencepiece("How are you? I am fine.").input_ids
+    together = sentencepiece("How are you?Hello! I am fine.").input_ids
+    alone = sentencepiece("Hello! I am fine.", add_special_tokens=False).input_ids
+    assert together[-len(alone) :] != alone  # the planted trap: alone, it begins with a space
     assert [*tree.prompt_ids, *tree.branches[0].ids] == [*together, sentencepiece.eos_token_id]
     assert tree.prompt_ids == render_prompt(pair, sentencepiece).ids
 

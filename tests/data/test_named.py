@@ -67,6 +67,11 @@ def test_gsm8k(tmp_path: Path) -> None:
     }
 
 
+def test_the_gold_of_gsm8k_follows_the_last_mark(tmp_path: Path) -> None:
+    (row,) = load("gsm8k", [{**GSM8K, "answer": "#### Steps\n3+4=7\n#### 7"}], tmp_path)
+    assert row.columns["answer"] == "7"
+
+
 def test_math(tmp_path: Path) -> None:
     (row,) = load("math", [MATH], tmp_path, prompt_style="boxed")
     assert isinstance(row.prompt, tuple)
