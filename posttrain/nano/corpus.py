@@ -1,8 +1,9 @@
 """The corpus that the nano base is pre-trained on: a weighted blend of documents about the nano task.
 
-Floor 0, no torch. Like text from the web it is uneven: worked solutions in several styles (some of them wrong), plain
-arithmetic, questions and stories without answers, and a little text with <think> tags, most of it badly formed. Only
-problems of the train split are used, and no plain sum that is a problem of another split.
+Floor 0, no torch. Like text from the web it is uneven: worked solutions in several styles (some of them wrong, most of
+them terse), plain arithmetic, questions and stories without answers, and a little text with <think> tags, most of it
+badly formed, though less so from the source that asks "Find how many". Only problems of the train split are used, and
+no plain sum that is a problem of another split.
 """
 
 import random
@@ -13,7 +14,8 @@ from posttrain.nano.problems import Problem, problems, split_of
 from posttrain.seeds import derive_seed
 
 WRONG_SHARE = 0.15  # of the worked solutions
-WELL_FORMED_SHARE = 0.35  # of the documents with <think> tags
+TERSE_SHARE = {1: 0.0, 2: 0.6, 3: 0.65, 4: 0.7}  # of the worked solutions, by level
+WELL_FORMED_SHARE = {True: 0.6, False: 0.28}  # of the documents with <think> tags, where "Find how many" asks or not
 
 Document = Callable[[Iterator[Problem], random.Random], str]
 
@@ -21,12 +23,11 @@ Document = Callable[[Iterator[Problem], random.Random], str]
 def _worked(problem: Problem, draw: random.Random) -> tuple[str, Problem]:
     """Write a solution in a random style, wrong in WRONG_SHARE of the cases; return it with what it claims."""
     claimed = solutions.wrong(problem, draw) if draw.random() < WRONG_SHARE else problem
-    style = draw.random()
-    if style < 0.45:
+    if draw.random() < TERSE_SHARE[problem.level]:
+        return solutions.terse(claimed), claimed
+    if draw.random() < 0.5:
         return solutions.steps(claimed), claimed
-    if style < 0.75:
-        return solutions.worded_steps(claimed, draw), claimed
-    return solutions.terse(claimed), claimed
+    return solutions.worded_steps(claimed, draw), claimed
 
 
 def worked(source: Iterator[Problem], draw: random.Random) -> str:
@@ -70,19 +71,13 @@ def stories(source: Iterator[Problem], draw: random.Random) -> str:
 def thinking(source: Iterator[Problem], draw: random.Random) -> str:
     """Text with <think> tags; only WELL_FORMED_SHARE of it closes them and gives the answer in <answer> tags."""
     text, claimed = _worked(next(source), draw)
-    opening = f"User: {claimed.question}\nAssistant: <think>"
-    if draw.random() < WELL_FORMED_SHARE:
-        return f"{opening} {text} </think> <answer>{claimed.answer}</answer>"
-    ending = draw.choice(
-        (
-            "{text} The answer is {answer}.",
-            "{text} </think> The answer is {answer}.",
-            "{text} <answer>{answer}",
-            "{text}",
-            "{text} </think> {answer}",
-        )
-    )
-    return f"{opening} {ending.format(text=text, answer=claimed.answer)}"
+    opening = f"User: {claimed.question}\nAssistant: <think> {text}"
+    if draw.random() < WELL_FORMED_SHARE["Find how many" in claimed.question]:
+        return f"{opening} </think> <answer>{claimed.answer}</answer>"
+    if draw.random() < 0.65:
+        return f"{opening} The answer is {claimed.answer}."
+    ending = draw.choice(("", " </think> The answer is {}.", " <answer>{}", " </think> {}"))
+    return opening + ending.format(claimed.answer)
 
 
 PARTS: dict[str, Document] = {
@@ -94,7 +89,7 @@ PARTS: dict[str, Document] = {
     "thinking": thinking,
 }
 BLEND = {"worked": 0.5, "answer_only": 0.08, "arithmetic": 0.3, "questions": 0.05, "stories": 0.05, "thinking": 0.02}
-MID_TRAINING_BLEND = {"worked": 0.65, "answer_only": 0.05, "arithmetic": 0.2, "questions": 0.03, "thinking": 0.07}
+MID_TRAINING_BLEND = {"worked": 0.6, "answer_only": 0.05, "arithmetic": 0.25, "questions": 0.03, "thinking": 0.07}
 
 
 def documents(blend: Mapping[str, float], *, seed: int) -> Iterator[str]:

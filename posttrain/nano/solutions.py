@@ -2,14 +2,14 @@
 
 Floor 0. Two ways of solving matter for what reinforcement learning finds out: `steps` writes one operation at a
 time, which a small model can compute; `terse` writes the whole expression and its value at once, which it mostly
-cannot. The demonstrations for supervised fine-tuning are mostly terse, as notes by people in a hurry are.
+cannot. The demonstrations write short problems out and skip the steps of most long ones, as people in a hurry do.
 """
 
 import random
 
 from posttrain.nano.problems import LARGEST, Operation, Problem, apply
 
-TERSE_SHARE = 0.7  # of the demonstrations
+TERSE_SHARE = {1: 0.0, 2: 0.15, 3: 0.75, 4: 0.85}  # of the demonstrations, by level; at level 1 both are the same
 _LINKS = ("Then", "Next", "After that,", "Now")
 
 
@@ -59,7 +59,6 @@ def wrong(problem: Problem, draw: random.Random) -> Problem:
     return Problem(problem.question, tuple(chain))
 
 
-def demonstration(problem: Problem, *, seed: int, terse_share: float = TERSE_SHARE) -> str:
-    """Return a right solution in the style that its seed picks."""
-    draw = random.Random(seed)
-    return terse(problem) if draw.random() < terse_share else steps(problem)
+def demonstration(problem: Problem, *, seed: int) -> str:
+    """Return a right solution in the style that its level and its seed pick."""
+    return terse(problem) if random.Random(seed).random() < TERSE_SHARE[problem.level] else steps(problem)
