@@ -212,7 +212,7 @@ class GrpoSettings(OptimizedStageSettings):
     """The ratio is clipped below at 1 - epsilon_low."""
     epsilon_high: Positive = 0.2
     """The ratio is clipped above at 1 + epsilon_high."""
-    beta: NonNegative = 0.0
+    kl_coef: NonNegative = 0.0
     """Weight of the k3 penalty that holds the policy to the reference; 0 needs no reference."""
     mask_truncated: bool = False
     """Leave truncated completions out of the loss (they stay in the baseline)."""

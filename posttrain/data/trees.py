@@ -14,6 +14,7 @@ from posttrain.errors import DataError
 from posttrain.records import TokenTree
 
 Layout = Literal["tree", "rows"]
+MAX_PADDING = 4  # how many times the token budget attention's grids, padded to the longest, may take
 Span = tuple[int, int]  # start and length in the flattened input
 
 
@@ -171,9 +172,11 @@ def _num_tokens(trees: Sequence[TokenTree]) -> int:
 
 
 def _forward_tokens(trees: Sequence[TokenTree], layout: Layout) -> int:
-    """Return how many tokens one forward over the trees computes."""
+    """Return how many tokens one forward over the trees computes; attention's padded grids count for a quarter."""
     if layout == "tree":
-        return _num_tokens(trees)
+        lengths = [len(branch.ids) for tree in trees for branch in tree.branches]
+        grids = len(trees) * max(len(tree.prompt_ids) for tree in trees) + len(lengths) * max(lengths)
+        return max(_num_tokens(trees), grids // MAX_PADDING)
     rows = _one_branch_each(trees)
     return len(rows) * max(_num_tokens([row]) for row in rows)
 

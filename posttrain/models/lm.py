@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from jinja2 import TemplateError
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -57,6 +59,11 @@ class LoadedModel:
     eos_ids: frozenset[int]  # every id that ends a completion, never empty
     pad_id: int
     layout: Literal["tree", "rows"]  # for `data.trees.build_batch`: rows where the architecture doesn't do trees
+
+    def fit(self, max_length: int) -> int:
+        """Return `max_length`, or the model's context where that is shorter, in tokens."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return min(max_length, context or max_length)
 
 
 def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) -> LoadedModel:
@@ -180,9 +187,9 @@ def _check_vocabulary(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _eos_ids(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the end-of-sequence ids of generation config, config and tokenizer together."""
+    """Return the end-of-sequence ids of generation config, config, tokenizer and chat template together."""
     generation = plain.generation_config.eos_token_id if plain.generation_config is not None else None
-    ids: set[int] = set()
+    ids = set(_turn_end_ids(tokenizer))
     for found in (generation, plain.config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         ids.update(found if isinstance(found, list | tuple) else () if found is None else (found,))
     if not ids:
@@ -191,6 +198,22 @@ def _eos_ids(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
             fix='"eos_token": "<|endoftext|>"  # in tokenizer_config.json, with a token of the vocabulary',
         )
     return frozenset(ids)
+
+
+def _turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special id that the chat template ends an assistant turn with; none where it has no such id.
+
+    Base models often ship a template that ends turns with another id than their end of sequence.
+    """
+    if tokenizer.chat_template is None:
+        return []
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:  # such a template is refused where rows meet it
+        return []
+    after = tokenizer(str(text).rpartition("reply")[2], add_special_tokens=False)["input_ids"]
+    return [token for token in after if token in tokenizer.added_tokens_decoder][:1]
 
 
 def _with_adapter(
@@ -213,12 +236,22 @@ def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSet
     except Exception as error:  # peft raises whatever torch, safetensors and json do
         raise ModelError(f"adapter {adapter} cannot be loaded: {str(error).splitlines()[0]}") from error
     check_adapters(model)
+    _set_adapter_dropout(model, settings.lora_dropout)
     rank = model.peft_config[POLICY_ADAPTER].r  # type: ignore[attr-defined]
     if trainable and settings.lora_r not in (0, rank):
         raise ModelError(
             f"lora_r = {settings.lora_r}, and the adapter {adapter} has rank {rank}", fix=f"lora_r = {rank}"
         )
     return model
+
+
+def _set_adapter_dropout(model: PeftModel, rate: float) -> None:
+    """Replace the dropout that a saved adapter brings by the settings' own, and by none on the reference."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            for name in module.lora_dropout:
+                trained = rate > 0 and name == POLICY_ADAPTER
+                module.lora_dropout[name] = nn.Dropout(rate) if trained else nn.Identity()
 
 
 def save_model(loaded: LoadedModel, directory: Path | str) -> None:

@@ -83,6 +83,7 @@ def _input_hashes(stage: Stage) -> dict[str, str]:
         manifest = Path(stage.settings.model.name_or_path) / MANIFEST
         if manifest.is_file():
             hashes["model"] = hash_file(manifest).sha256
+    if isinstance(stage.settings, ModelStageSettings):
         template = stage.settings.model.chat_template
         if template and Path(template).is_file():
             hashes["chat_template"] = hash_file(Path(template)).sha256

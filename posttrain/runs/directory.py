@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from posttrain.errors import CheckpointError, PosttrainError, Stopped
 from posttrain.runs import durable, logs
@@ -26,7 +26,7 @@ from posttrain.settings import OptimizedStageSettings, StageSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    TrainerState = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]
+TrainerState: TypeAlias = "tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]"
 
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
 
@@ -195,14 +195,20 @@ class StageRun:
         """Whether `save` would write a checkpoint after this step."""
         return step % self._save_steps == 0 or step == self._max_steps or self.stop_requested
 
-    def save(self, step: int, trainer_state: "Callable[[], TrainerState]") -> None:
+    def save(self, step: int, trainer_state: Callable[[], TrainerState]) -> None:
         """Write a checkpoint when one is due, and then stop when that was requested.
 
         `trainer_state` returns `(tensors, state)`, as `save_checkpoint` takes them; it is called only when needed.
         """
         if not self.should_save(step):
             return
-        tensors, state = trainer_state()
+        if step > (self._saved.step if self._saved else 0):
+            self._write_checkpoint(step, *trainer_state())
+        self.check_stop()
+
+    def _write_checkpoint(
+        self, step: int, tensors: "Mapping[str, Mapping[str, Tensor]]", state: Mapping[str, Any]
+    ) -> None:
         self._saved = save_checkpoint(
             self.path / "checkpoints",
             step,
@@ -213,7 +219,6 @@ class StageRun:
             parent=self._saved,
         )
         self._record("saved", f"saved {self._saved.path.name}", step=step)
-        self.check_stop()
 
     def publish_artifact(self, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a temporary directory and make it the artifact; one that is there and intact stays."""

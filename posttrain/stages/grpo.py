@@ -4,9 +4,10 @@ Floor 5. DeepSeekMath, Shao et al. 2024, arXiv 2402.03300; with the choices of D
 (arXiv 2503.14476) and RLOO (arXiv 2402.14740) as settings. Each differs in the advantage or in the denominator only.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from peft import PeftModel
 from torch import Tensor
@@ -25,7 +26,7 @@ from posttrain.models.logprobs import TokenLogprobs
 from posttrain.models.lora import frozen_copy, reference
 from posttrain.records import TokenTree, Tree
 from posttrain.rewards.scoring import check_names
-from posttrain.runs.directory import StageRun
+from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.settings import GrpoSettings
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
 from posttrain.stages.rollout import (
@@ -47,19 +48,21 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     prompts, dropped = drop_overlong(
         rows,
         lambda row: render_prompt(row, loaded.tokenizer),
-        max_length=settings.data.max_length,
+        max_length=loaded.fit(settings.data.max_length),
         reserve=settings.sampling.max_completion_length,
     )
+    check_enough(len(prompts), settings)
     loader = Loader(list(prompts.values()), settings.seed)
     updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
-    reference_policy = Reference(loaded) if settings.beta > 0 else None
+    reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
     if run.checkpoint:
         updater.restore(run.checkpoint)
         loader.restore(run.checkpoint.state["loader"])
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
     for step in run.steps(settings.max_steps):
+        before = {"loader": loader.state()}
         batch = loader.next(settings.prompts_per_step)
-        with run.phase("generate"), stopping(run):
+        with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
             engine.load_weights(loaded.model)
             completions = sample_completions(
                 engine,
@@ -81,7 +84,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
                 updater.update(data.trees, data.loss_share(settings), temperature=settings.sampling.temperature)
                 for _ in range(settings.num_iterations)
             ]
-        signal = group_signal(rewards)
+        signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
         run.log(
             step,
             rollout_metrics(trees)
@@ -99,6 +102,8 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
 def check_settings(settings: GrpoSettings) -> None:
     """Raise ConfigError for settings under which the update would not be the gradient of what was sampled."""
     check_names(settings.rewards)
+    if not settings.rewards:
+        raise ConfigError("grpo needs at least one reward", fix="--rewards.r1_zero 1.0")
     sampling = settings.sampling
     if sampling.temperature == 0:
         raise ConfigError(
@@ -117,13 +122,22 @@ def check_settings(settings: GrpoSettings) -> None:
         )
 
 
+def check_enough(num_prompts: int, settings: GrpoSettings) -> None:
+    """Raise ConfigError where a step would sample a prompt twice, with the same seeds."""
+    if settings.prompts_per_step > num_prompts:
+        raise ConfigError(
+            f"prompts_per_step = {settings.prompts_per_step}, and there are {num_prompts} prompts",
+            fix=f"--prompts_per_step {num_prompts}",
+        )
+
+
 @contextmanager
-def stopping(run: StageRun) -> Iterator[None]:
-    """Turn an engine's interruption into the run's stop: the step is dropped and done again on resume."""
+def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], TrainerState]) -> Iterator[None]:
+    """Turn an engine's interruption into the run's stop: the steps done are saved, the one begun is done again."""
     try:
         yield
     except Interrupted:
-        run.check_stop()
+        run.save(done, trainer_state)
         raise
 
 
@@ -136,11 +150,11 @@ class Reference:
 
     def logprobs(self, trees: Sequence[TokenTree], settings: GrpoSettings) -> list[tuple[float, ...]]:
         """Return the reference's log-probs of every branch's tokens."""
-        arguments = {"temperature": settings.sampling.temperature}
-        if not isinstance(self._loaded.model, PeftModel):
-            return evaluate_logprobs(self._loaded, trees, settings.max_tokens_per_micro_batch, **arguments)
-        with reference(self._loaded.model):
-            return evaluate_logprobs(self._loaded, trees, settings.max_tokens_per_micro_batch, **arguments)
+        model = self._loaded.model
+        with reference(model) if isinstance(model, PeftModel) else nullcontext():
+            return evaluate_logprobs(
+                self._loaded, trees, settings.max_tokens_per_micro_batch, temperature=settings.sampling.temperature
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +202,7 @@ class PolicyData:
             }
             if self.ref_logprobs is not None:
                 penalty = k3(tokens.logprobs, batch.pad([self.ref_logprobs[b] for b in branches]))
-                per_token = per_token + settings.beta * penalty
+                per_token = per_token + settings.kl_coef * penalty
                 watched["kl"] = mean(penalty.detach())
             loss = aggregate(
                 per_token,
@@ -216,8 +230,8 @@ def policy_data(
     """
     training_trees = [training_tree(tree, mask_truncated=settings.mask_truncated) for tree in trees]
     trained = [sum(branch.mask) for tree in training_trees for branch in tree.branches]
-    chosen = [i for i in range(len(trees)) if reference_policy is not None or bool(advantages[i].any())]
-    kept = [training_trees[i] for i in chosen]
+    kept_indices = [i for i in range(len(trees)) if reference_policy is not None or bool(advantages[i].any())]
+    kept = [training_trees[i] for i in kept_indices]
     old = ref = None
     if settings.num_iterations > 1 and kept:
         old = evaluate_logprobs(
@@ -227,8 +241,8 @@ def policy_data(
         ref = reference_policy.logprobs(kept, settings)
     return PolicyData(
         trees=kept,
-        advantages=advantages[chosen].flatten(),
-        engine_logprobs=[rollout.completion.engine_logprobs for i in chosen for rollout in trees[i].rollouts],
+        advantages=advantages[kept_indices].flatten(),
+        engine_logprobs=[rollout.completion.engine_logprobs for i in kept_indices for rollout in trees[i].rollouts],
         old_logprobs=old,
         ref_logprobs=ref,
         num_sequences=sum(count > 0 for count in trained),

@@ -95,11 +95,11 @@ class Updater:
     ) -> dict[str, float]:
         """Take one optimizer step on the trees and return the loss, the gradient norm and what the loss watches.
 
-        Without trees there is no step to take. A loss or gradient that is not finite changes nothing: the update is
-        skipped and counted, and NonFiniteError raised when that happens more than MAX_SKIPPED_IN_A_ROW times in a row.
+        Without trained tokens there is no step to take. A loss or gradient that is not finite changes nothing: the update
+        is skipped and counted, and NonFiniteError raised when that happens more than MAX_SKIPPED_IN_A_ROW times running.
         """
         learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
-        if not trees:
+        if not trained_tokens(trees):
             self._updates += 1
             return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": learning_rate, "skipped_update": 0.0}
         torch.manual_seed(derive_seed(self._settings.seed, "update", self._updates))  # for adapter dropout

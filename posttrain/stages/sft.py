@@ -21,7 +21,7 @@ def sft(settings: SftSettings, run: StageRun) -> None:
     require_kind(rows, ("prompt_completion", "messages", "text"), "sft")
     loaded = load_model(settings.model, seed=settings.seed)
     trees, dropped = drop_overlong(
-        rows, lambda row: render_training_tree(row, loaded.tokenizer), max_length=settings.data.max_length
+        rows, lambda row: render_training_tree(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
     )
     loader = Loader(list(trees), settings.seed)
     max_steps = settings.max_steps or math.ceil(settings.num_train_epochs * len(trees) / settings.rows_per_step)

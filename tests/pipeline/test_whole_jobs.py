@@ -105,7 +105,7 @@ def test_eval_and_grpo_on_gsm8k_rows(name: str, models: dict[str, str], tmp_path
     assert summary["problems"] == 12
     assert sum(summary["categories"].values()) == pytest.approx(1.0)
     grpo = ["--data.source", "gsm8k", *common, *runs, "--name", "policy", "--model.lora_r", "4", "--max_steps", "2"]
-    call("grpo", *grpo, "--prompts_per_step", "2", "--num_generations", "3", "--beta", "0.1")
+    call("grpo", *grpo, "--prompts_per_step", "2", "--num_generations", "3", "--kl_coef", "0.1")
     rows = read_rows(tmp_path / "runs/policy/grpo/metrics.jsonl")
     assert len(rows) == 2
     assert all(row["kl/engine"] < 1e-6 for row in rows)

@@ -57,7 +57,7 @@ def grpo_settings(directory: str, **options: Any) -> GrpoSettings:
         "max_steps": 5,
         "learning_rate": 1e-2,
         "save_steps": 2,
-        "beta": 0.1,  # so that there is a gradient though a random model never answers right
+        "kl_coef": 0.1,  # so that there is a gradient though a random model never answers right
         "num_iterations": 2,
     }
     return GrpoSettings(**(defaults | options))
@@ -153,7 +153,7 @@ def test_grpo_on_policy_has_ratio_one_and_an_engine_that_agrees(model_directory:
 
 
 def test_grpo_without_signal_leaves_the_weights_alone(model_directory: str, run_stage: RunStage) -> None:
-    run = run_stage(grpo, grpo_settings(model_directory, beta=0.0, num_iterations=1, max_steps=2), "grpo")
+    run = run_stage(grpo, grpo_settings(model_directory, kl_coef=0.0, num_iterations=1, max_steps=2), "grpo")
     row = read_rows(run.path / "metrics.jsonl")[-1]
     assert row["frac_reward_zero_std"] == 1.0
     assert row["groups/failed"] == 3
