@@ -42,8 +42,9 @@ class StageRun:
         self._lock = lock
         self._display = GuardedDisplay(display)
         self._saved: Checkpoint | None = None
-        saving = settings if isinstance(settings, OptimizedStageSettings) else OptimizedStageSettings()
-        self._save_steps, self._keep = saving.save_steps, saving.save_total_limit
+        self._save_steps, self._keep = 1, 2  # a stage without an optimizer has no state to speak of: each step is kept
+        if isinstance(settings, OptimizedStageSettings):
+            self._save_steps, self._keep = settings.save_steps, settings.save_total_limit
         self._max_steps = 0
         self._phase_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
@@ -137,12 +138,15 @@ class StageRun:
         return stop_request() is not None
 
     def steps(self, max_steps: int) -> Iterator[int]:
-        """Yield the steps still to do, counted from 1; between them a requested stop ends the run."""
+        """Yield the steps still to do, counted from 1.
+
+        A requested stop ends the run before the first of them, then in `save`: nowhere else are all steps done kept.
+        """
         self._max_steps = max_steps
         done = self.checkpoint.step if self.checkpoint else 0
         self._display.start(f"{self.path.parent.name}/{self.path.name}", max_steps, done=done)
+        self.check_stop()
         for step in range(done + 1, max_steps + 1):
-            self.check_stop()
             self._phase_seconds.clear()
             self._step_started = time.monotonic()
             yield step

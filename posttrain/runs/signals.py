@@ -3,6 +3,7 @@
 Floor 1: knows the process, not the run. Signals belong to the process, so the flag is the module's.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_NOTICE = b"stopping at the next safe point; Ctrl-C again leaves at once\n"
 _requested: str | None = None
 
 
@@ -25,6 +27,9 @@ def _request_stop(number: int, frame: FrameType | None) -> None:
         if sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # show the cursor that the live panel hid
         os._exit(130)  # durable writes are atomic, so leaving in the middle of one loses nothing older
+    if _requested is None:
+        with contextlib.suppress(OSError):
+            os.write(2, _NOTICE)  # at once: the next safe point may be a minute away, and print is not safe here
     _requested = signal.Signals(number).name
 
 

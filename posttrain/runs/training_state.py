@@ -1,15 +1,12 @@
-"""Optimizer and random-generator state to and from named tensors and JSON, bit for bit and without pickle.
+"""Optimizer state to and from named tensors and JSON, bit for bit and without pickle.
 
 Floor 1: knows torch's optimizers, not which model they train. Parameters are stored by name, so that a changed order
 or set of parameters is refused instead of mixed up.
 """
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -73,32 +70,3 @@ def restore_optimizer(
                     for moment, value in restored.get(parameter, {}).items()
                 }
             )
-
-
-def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the states of the global generators: torch's (CPU and each device) as tensors, python's and numpy's."""
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available():
-        tensors["mps"] = torch.mps.get_rng_state()
-    version, words, gauss = random.getstate()
-    algorithm, keys, position, has_gauss, cached = numpy.random.get_state()
-    return tensors, {
-        "python": [version, list(words), gauss],
-        "numpy": [algorithm, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-    }
-
-
-def restore_rng(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` returned; devices that this machine lacks are skipped."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    algorithm, keys, *rest = state["numpy"]
-    numpy.random.set_state((algorithm, numpy.array(keys, dtype=numpy.uint32), *rest))
-    torch.set_rng_state(tensors["torch"])
-    for index in range(torch.cuda.device_count()):
-        if (saved := tensors.get(f"cuda.{index}")) is not None:
-            torch.cuda.set_rng_state(saved, index)
-    if "mps" in tensors and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(tensors["mps"])

@@ -14,8 +14,8 @@ from posttrain.runs.directory import StageRun
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.logs import read_rows
 from posttrain.runs.rollout_files import read_rollouts
-from posttrain.runs.signals import stop_on_signals
-from posttrain.settings import DataSettings, SftSettings, StageSettings
+from posttrain.runs.signals import stop_on_signals, stop_request
+from posttrain.settings import DataSettings, EvalSettings, SftSettings, StageSettings
 
 SETTINGS = SftSettings(save_steps=2, seed=7)
 
@@ -293,6 +293,43 @@ def test_a_stop_inside_a_step_drops_it(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         assert not run.stop_requested  # the flag does not outlive its context
         assert list(run.steps(5)) == [3, 4, 5]
+
+
+def test_a_stop_after_a_save_that_was_not_due_loses_no_finished_step(tmp_path: Path) -> None:
+    def train_until_stopped(run: StageRun) -> None:
+        for step in run.steps(9):
+            run.log(step, {})
+            run.save(step, lambda step=step: ({}, {"counters": {"step": step}}))
+            if step == 3:  # saved steps: 2
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with stop_on_signals(), opened(tmp_path) as run, pytest.raises(Stopped, match="saved up to step 4"):
+        train_until_stopped(run)
+    with opened(tmp_path) as run:
+        assert run.checkpoint.state == {"counters": {"step": 4}}
+        assert not (tmp_path / "orphan-2.jsonl").exists()
+
+
+def test_a_stop_before_the_first_step_ends_the_run(tmp_path: Path) -> None:
+    with stop_on_signals(), opened(tmp_path) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            next(run.steps(9))
+
+
+def test_a_stage_without_an_optimizer_keeps_every_step(tmp_path: Path) -> None:
+    with opened(tmp_path, EvalSettings()) as run:
+        train(run, until=4)
+    with opened(tmp_path, EvalSettings()) as run:
+        assert run.checkpoint.step == 3
+
+
+def test_the_first_ctrl_c_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_request() == "SIGINT"
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "stopping at the next safe point; Ctrl-C again leaves at once\n"
 
 
 def test_a_failure_is_recorded_with_its_traceback(tmp_path: Path) -> None:

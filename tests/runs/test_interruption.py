@@ -122,7 +122,7 @@ def test_kill_in_a_given_step(zygote: Zygote, reference: tuple[Path, float], tmp
     assert [row["step"] for row in read_rows(orphan)] == list(range(saved + 1, step))
 
 
-@pytest.mark.parametrize("forget", ["exp_avg", "rng"])
+@pytest.mark.parametrize("forget", ["exp_avg", "seed"])
 def test_a_resume_that_forgets_a_part_of_the_state_is_seen(
     zygote: Zygote, reference: tuple[Path, float], tmp_path: Path, forget: str
 ) -> None:

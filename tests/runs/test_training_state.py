@@ -1,7 +1,5 @@
 import json
-import random
 
-import numpy
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,7 +7,7 @@ from torch import nn
 
 from posttrain.errors import CheckpointError
 from posttrain.runs.tensor_files import load_tensors, tensor_chunks
-from posttrain.runs.training_state import optimizer_tensors, restore_optimizer, restore_rng, rng_state
+from posttrain.runs.training_state import optimizer_tensors, restore_optimizer
 
 
 def trained(steps: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -67,19 +65,6 @@ def test_another_set_of_parameters_or_shape_is_refused_untouched() -> None:
     with pytest.raises(CheckpointError, match=r"1\.weight/exp_avg has shape"):
         restore_optimizer(optimizer, names, wrong, groups)
     assert optimizer.state[model[0].weight]["exp_avg"] is before
-
-
-def test_generators_go_on_where_they_were() -> None:
-    def draws() -> tuple:
-        return random.random(), random.gauss(0, 1), numpy.random.standard_normal(3).tolist(), torch.rand(3).tolist()
-
-    random.gauss(0, 1)
-    numpy.random.standard_normal()  # both keep a cached second normal
-    tensors, state = rng_state()
-    first = draws()
-    assert draws() != first
-    restore_rng(tensors, json.loads(json.dumps(state)))
-    assert draws() == first
 
 
 def test_files_are_safetensors(tmp_path) -> None:

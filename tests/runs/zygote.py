@@ -21,7 +21,8 @@ from posttrain.runs.display import NoDisplay
 from posttrain.runs.durable import create_file
 from posttrain.runs.signals import stop_on_signals
 from posttrain.runs.tensor_files import tensor_chunks
-from posttrain.runs.training_state import optimizer_tensors, restore_optimizer, restore_rng, rng_state
+from posttrain.runs.training_state import optimizer_tensors, restore_optimizer
+from posttrain.seeds import derive_seed
 from posttrain.settings import SftSettings
 
 STEPS = 12
@@ -32,7 +33,7 @@ def say(*words: object) -> None:
 
 
 def train(path: str, die_in: int = 0, hang_in: int = 0, forget: str = "") -> None:
-    """Train with dropout from the global generator; `forget` leaves a part of the state out of the resume."""
+    """Train with dropout of a seed derived for each step; `forget` leaves a part of the state out of the resume."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -47,16 +48,10 @@ def train(path: str, die_in: int = 0, hang_in: int = 0, forget: str = "") -> Non
             if forget == "exp_avg":
                 moments = {key: value * (0 if key.endswith("exp_avg") else 1) for key, value in moments.items()}
             restore_optimizer(optimizer, names, moments, run.checkpoint.state["optimizer"])
-            if forget != "rng":
-                restore_rng(run.checkpoint.tensors("rng"), run.checkpoint.state["rng"])
 
         def trainer_state():
             tensors, groups = optimizer_tensors(optimizer, names)
-            rng_tensors, rng = rng_state()
-            return (
-                {"model": model.state_dict(), "optimizer": tensors, "rng": rng_tensors},
-                {"optimizer": groups, "rng": rng},
-            )
+            return {"model": model.state_dict(), "optimizer": tensors}, {"optimizer": groups}
 
         say("training", os.getpid())
         for step in run.steps(STEPS):
@@ -65,6 +60,7 @@ def train(path: str, die_in: int = 0, hang_in: int = 0, forget: str = "") -> Non
                 time.sleep(0.003)
             with run.phase("update"):
                 optimizer.zero_grad()
+                torch.manual_seed(0 if forget == "seed" else derive_seed(0, "dropout", step))
                 loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
                 loss.backward()
                 if step == die_in:
