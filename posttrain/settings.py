@@ -230,6 +230,8 @@ class EvalSettings(ModelStageSettings):
     engine: EngineSettings = EngineSettings()
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
+    strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None
+    """The one answer format that counts (think and answer tags, a box, "#### 42"); None: the prompt style's."""
 
 
 class CompareSettings(StageSettings):

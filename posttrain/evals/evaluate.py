@@ -15,21 +15,29 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.chat import drop_overlong, render_prompt
+from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import ENGINES, Engine, Interrupted
 from posttrain.errors import DataError
 from posttrain.evals.stats import accuracy_interval, pass_at_k
-from posttrain.evals.tasks import find_task, strict_profile, task_data
+from posttrain.evals.tasks import (
+    check_settings,
+    evaluated_task,
+    find_task,
+    prompt_style,
+    strict_profile,
+    task_data,
+)
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.math_answers import GRADER_VERSION, Grade, Verdict, gold_error, grade
-from posttrain.rewards.rules import GOLD_COLUMNS
+from posttrain.rewards.scoring import gold_answer, require_gold
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.seeds import derive_seed
-from posttrain.settings import EvalSettings, SamplingSettings
+from posttrain.settings import DataSettings, EvalSettings, SamplingSettings
 
 PROBLEMS_PER_STEP = 256  # what an interruption can lose
 SAMPLES_FILE, SUMMARY_FILE = "samples.parquet", "summary.json"
@@ -66,34 +74,36 @@ class Sample:
 
 def evaluate(settings: EvalSettings, run: StageRun) -> None:
     """Evaluate a model and publish samples.parquet and summary.json as the run's artifact."""
-    task = find_task(settings.task)
-    data = task_data(task, settings.data)
-    profile = strict_profile(data)
+    check_settings(settings)
+    data = task_data(find_task(settings.task), settings.data)
+    task = evaluated_task(find_task(settings.task), data)
+    profile = settings.strict_profile or strict_profile(data)
     rows = load_rows(data, seed=settings.seed)
     require_kind(rows, ("prompt", "prompt_completion"), "eval")
+    require_gold(rows)
     loaded = load_model(settings.model, seed=settings.seed, trainable=False)
-    rendered, dropped = drop_overlong(
+    prompts, dropped = drop_overlong(
         rows,
         lambda row: render_prompt(row, loaded.tokenizer),
         max_length=data.max_length,
         reserve=settings.sampling.max_completion_length,
     )
-    prompts = list(rendered.values())
-    batches = [prompts[i : i + PROBLEMS_PER_STEP] for i in range(0, len(prompts), PROBLEMS_PER_STEP)]
+    ids = list(prompts)
+    batches = [ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(ids), PROBLEMS_PER_STEP)]
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
     for step in run.steps(len(batches)):
         with run.phase("generate"):
             try:
                 samples = evaluate_model(
                     engine,
-                    batches[step - 1],
+                    [prompts[row_id] for row_id in batches[step - 1]],
                     profile=profile,
                     sampling=settings.sampling,
                     num_samples=settings.num_samples,
                     seed=settings.seed,
                 )
             except Interrupted:
-                run.check_stop()
+                run.save(step - 1, lambda: ({}, {}))
                 raise
         run.log(step, progress(samples), rollouts=[asdict(sample) for sample in samples])
         run.save(step, lambda: ({}, {}))
@@ -108,7 +118,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "dropped_rows": len(dropped),
         "sampling": settings.sampling.model_dump(mode="json"),
         "seed": settings.seed,
-        "template_hash": _hash([str(loaded.tokenizer.chat_template), data.prompt_style or data.source]),
+        "template_hash": _template_hash(rows, data, loaded.tokenizer.chat_template),
         "data_fingerprint": _hash(sorted(f"{sample.problem_id}:{sample.gold}" for sample in samples)),
     }
 
@@ -139,7 +149,7 @@ def evaluate_model(
 def grade_samples(
     prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], *, profile: Profile
 ) -> list[Sample]:
-    """Grade every completion of every prompt; raises DataError for a prompt without a gold column."""
+    """Grade every completion of every prompt; each prompt has a gold column (`require_gold`)."""
     return [
         _grade_sample(prompt, index, completion, profile)
         for prompt, group in zip(prompts, completions, strict=True)
@@ -148,7 +158,8 @@ def grade_samples(
 
 
 def _grade_sample(prompt: Prompt, index: int, completion: Completion, profile: Profile) -> Sample:
-    gold = _gold(prompt)
+    gold = gold_answer(prompt.columns)
+    assert gold is not None
     gradable = gold_error(gold) is None
     truncated = completion.stop_reason is StopReason.LENGTH
     strict = grade(completion.text, gold, profile=profile, truncated=truncated)
@@ -181,17 +192,6 @@ def categorise(strict: Grade, *, truncated: bool) -> Category:
     if strict.extracted is not None:
         return Category.WRONG_ANSWER
     return Category.TRUNCATED if truncated else Category.FORMAT_FAILURE
-
-
-def _gold(prompt: Prompt) -> str:
-    for name in GOLD_COLUMNS:
-        if prompt.columns.get(name) is not None:
-            return str(prompt.columns[name])
-    raise DataError(
-        f"problem {prompt.id} has no gold answer: expected a column {' or '.join(GOLD_COLUMNS)}, "
-        f"found {', '.join(prompt.columns) or 'none'}",
-        fix="--data.columns.answer <your gold column>",
-    )
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -261,6 +261,12 @@ def _accuracy(correct: np.ndarray) -> dict[str, float]:
 def _read_samples(directory: Path, steps: int) -> list[Sample]:
     files = [directory / "rollouts" / f"step-{step:08d}.parquet" for step in range(1, steps + 1)]
     return [Sample(**row) for file in files for row in read_rollouts(file)]
+
+
+def _template_hash(rows: Sequence[Row], data: DataSettings, chat_template: object) -> str:
+    """What decides how a question is put: the prompt style, and the chat template where prompts are messages."""
+    conversational = any(not isinstance(row.prompt, str) for row in rows)
+    return _hash([str(prompt_style(data)), str(chat_template) if conversational else ""])
 
 
 def _hash(parts: Sequence[str]) -> str:

@@ -5,11 +5,12 @@ Floor 4. One visible dict; results of different versions of a task are never com
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from posttrain.data.named import SOURCES
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
-from posttrain.settings import DataSettings
+from posttrain.settings import DataSettings, EvalSettings
 
 # The one format that strict grading accepts, by what the prompt asks for.
 STRICT_PROFILES: dict[str, Profile] = {
@@ -54,8 +55,34 @@ def task_data(task: Task, data: DataSettings) -> DataSettings:
     return data.model_copy(update={"source": task.source})
 
 
-def strict_profile(data: DataSettings) -> Profile:
-    """Return the profile that the prompt style asks for; a file of ready-made prompts is asked for boxed answers."""
+def evaluated_task(task: Task, data: DataSettings) -> Task:
+    """Return what results are named after: the task, or the user's own data where `data` names another source.
+
+    A file goes by its stem; one that would pass for a task goes by its whole path.
+    """
+    if data.source == task.source:
+        return task
+    if data.source in TASKS:
+        return TASKS[data.source]
+    stem = Path(data.source).stem
+    return Task(data.source if stem in TASKS else stem, task.version, data.source)
+
+
+def prompt_style(data: DataSettings) -> str | None:
+    """Return the style that the prompts are in; None for a file of ready-made ones."""
     source = SOURCES.get(data.source)
-    style = data.prompt_style or (source.prompt_style if source else "question")
-    return STRICT_PROFILES[style]
+    return data.prompt_style or (source.prompt_style if source else None)
+
+
+def strict_profile(data: DataSettings) -> Profile:
+    """Return the profile that the prompt style asks for; ready-made prompts are taken to ask for boxed answers."""
+    return STRICT_PROFILES[prompt_style(data) or "question"]
+
+
+def check_settings(settings: EvalSettings) -> None:
+    """Raise ConfigError for settings under which several samples of a problem would all be the same."""
+    if settings.num_samples > 1 and settings.sampling.temperature == 0:
+        raise ConfigError(
+            f"num_samples = {settings.num_samples} with sampling.temperature = 0 gives equal completions of a problem",
+            fix="--sampling.temperature 1.0",
+        )

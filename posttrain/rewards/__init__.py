@@ -10,3 +10,4 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "math_answer": math_answer,
     "format_think_answer": format_think_answer,
 }
+GOLD_REWARDS = frozenset({"r1_zero", "boxed_answer", "math_answer"})  # these grade against a gold answer

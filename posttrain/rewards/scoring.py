@@ -8,9 +8,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from posttrain.errors import ConfigError, RewardError
+from posttrain.data.columns import COLUMN_GUESSES, column_names
+from posttrain.data.rows import Row
+from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards import REWARDS
+from posttrain.rewards.rules import GOLD_COLUMNS
 
 RewardFunction = Callable[..., Any]
 
@@ -49,6 +52,25 @@ def check_names(rewards: Mapping[str, float], functions: Mapping[str, RewardFunc
             known = ", ".join(functions)
             fix = f"rewards = {{{near[0]} = 1.0}}" if near else None
             raise ConfigError(f"unknown reward {name}.{hint} Known: {known}", fix=fix)
+
+
+def gold_answer(columns: Mapping[str, Any]) -> str | None:
+    """Return the gold answer among a row's columns, None without one."""
+    return next((str(columns[name]) for name in GOLD_COLUMNS if columns.get(name) is not None), None)
+
+
+def require_gold(rows: Sequence[Row]) -> None:
+    """Raise DataError unless every row has a gold answer, naming the first without and the columns it has."""
+    without = [row for row in rows if gold_answer(row.columns) is None]
+    if not without:
+        return
+    columns = column_names(dict(row.columns) for row in without)
+    guess = next((name for name in COLUMN_GUESSES["answer"] if name in columns), "COLUMN")
+    raise DataError(
+        f"{len(without)} of {len(rows)} rows have no gold answer, first {without[0].origin}: "
+        f"expected a column {' or '.join(GOLD_COLUMNS)}, found {', '.join(columns) or 'none'} beside the prompt",
+        fix=f"--data.columns.answer {guess}",
+    )
 
 
 def reward_arguments(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> dict[str, list[Any]]:

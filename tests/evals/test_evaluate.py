@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from posttrain.errors import DataError, Stopped
+from posttrain.errors import ConfigError, DataError, Stopped
 from posttrain.evals import evaluate as evaluation
 from posttrain.evals.evaluate import Category, evaluate, grade_samples, summarise
 from posttrain.records import Completion, Prompt, StopReason
@@ -75,9 +76,7 @@ def test_summary_by_hand() -> None:
     assert found["clipped_ratio"] == 0.25
 
 
-def test_a_problem_without_gold_is_named() -> None:
-    with pytest.raises(DataError, match=r"problem a has no gold answer: .* found level"):
-        grade_samples([prompt("a", level=3)], [[completion(RIGHT)]], profile="r1_zero")
+def test_samples_without_any_usable_gold_are_refused() -> None:
     with pytest.raises(DataError, match="none of the 1 samples has a usable gold"):
         summarise(grade_samples([prompt("a", answer=" ")], [[completion(RIGHT)]], profile="r1_zero"))
 
@@ -131,7 +130,7 @@ def test_the_stage_publishes_samples_and_summary(settings: EvalSettings, tmp_pat
     assert len(samples) == 10
     assert {sample["gold"] for sample in samples} == {"1", "2", "3", "4", "5"}
     assert len({sample["completion"] for sample in samples}) == 10  # every sample has a seed of its own
-    assert (summary["task"], summary["strict_profile"], summary["problems"]) == ("nano", "boxed", 5)
+    assert (summary["task"], summary["strict_profile"], summary["problems"]) == ("problems", "boxed", 5)
     assert summary["sampling"]["temperature"] == 1.0
     assert sum(summary["categories"].values()) == pytest.approx(1.0)
 
@@ -160,6 +159,55 @@ def test_an_interrupted_stage_resumes_with_the_same_samples(
         assert run.checkpoint.step == 1
         evaluate(settings, run)
     assert artifact(tmp_path / "parts") == artifact(tmp_path / "whole")
+
+
+class StopWhileGenerating(NoDisplay):
+    """Asks the process to stop once the second batch has begun."""
+
+    def __init__(self) -> None:
+        self.generating = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.generating += name == "generate"
+        if self.generating == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+
+def test_a_stop_while_generating_keeps_the_finished_batches(
+    settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 2)
+    with (
+        stop_on_signals(),
+        pytest.raises(Stopped, match="saved up to step 1"),
+        StageRun.open(tmp_path / "eval", settings=settings, fingerprint="f", display=StopWhileGenerating()) as run,
+    ):
+        evaluate(settings, run)
+    with open_run(tmp_path / "eval", settings) as run:
+        assert run.checkpoint is not None
+        assert run.checkpoint.step == 1
+
+
+def test_the_users_strict_profile_is_graded_by(settings: EvalSettings, tmp_path: Path) -> None:
+    with open_run(tmp_path / "eval", settings) as run:
+        evaluate(settings.model_copy(update={"strict_profile": "r1_zero"}), run)
+    samples, summary = artifact(tmp_path / "eval")
+    assert summary["strict_profile"] == "r1_zero"
+    assert {sample["reason"] for sample in samples} == {"not in the form ... </think> <answer>...</answer>"}
+
+
+def test_faults_are_told_before_the_model_loads(settings: EvalSettings, tmp_path: Path) -> None:
+    nowhere = ModelSettings(name_or_path=str(tmp_path / "no such model"))
+    greedy = settings.model_copy(update={"model": nowhere, "sampling": SamplingSettings(temperature=0.0)})
+    with open_run(tmp_path / "greedy", greedy) as run, pytest.raises(ConfigError, match="gives equal completions"):
+        evaluate(greedy, run)
+    data = tmp_path / "gold.jsonl"
+    data.write_text('{"prompt": "1 + 1 =", "gold": "2"}\n')
+    ungraded = settings.model_copy(update={"model": nowhere, "data": DataSettings(source=str(data))})
+    with open_run(tmp_path / "gold", ungraded) as run, pytest.raises(DataError, match=r"gold\.jsonl:1.*found gold"):
+        evaluate(ungraded, run)
 
 
 def test_another_seed_gives_other_samples(settings: EvalSettings, tmp_path: Path) -> None:

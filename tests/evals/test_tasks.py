@@ -5,8 +5,16 @@ import pytest
 from posttrain.data.named import SOURCES
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
-from posttrain.evals.tasks import STRICT_PROFILES, TASKS, find_task, strict_profile, task_data
-from posttrain.settings import DataSettings
+from posttrain.evals.tasks import (
+    STRICT_PROFILES,
+    TASKS,
+    check_settings,
+    evaluated_task,
+    find_task,
+    strict_profile,
+    task_data,
+)
+from posttrain.settings import DataSettings, EvalSettings, SamplingSettings
 
 
 def test_every_task_reads_a_source_and_every_style_has_a_strict_format() -> None:
@@ -24,6 +32,27 @@ def test_the_prompt_style_decides_the_strict_format() -> None:
     assert strict_profile(DataSettings(source="gsm8k")) == "r1_zero"
     assert strict_profile(DataSettings(source="gsm8k", prompt_style="boxed")) == "boxed"
     assert strict_profile(DataSettings(source="mine.jsonl")) == "boxed"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("nano", "nano"),
+        ("gsm8k", "gsm8k"),
+        ("numina_math_cot", "numina_math_cot"),
+        ("data/mine.jsonl", "mine"),
+        ("data/math.jsonl", "data/math.jsonl"),
+    ],
+)
+def test_own_data_is_never_labelled_as_a_task(source: str, name: str) -> None:
+    assert evaluated_task(find_task("nano"), DataSettings(source=source)).name == name
+
+
+def test_several_greedy_samples_are_refused() -> None:
+    check_settings(EvalSettings(num_samples=1))
+    check_settings(EvalSettings(num_samples=4, sampling=SamplingSettings(temperature=1.0)))
+    with pytest.raises(ConfigError, match=r"num_samples = 4 .*(?s:.)*--sampling\.temperature 1\.0"):
+        check_settings(EvalSettings(num_samples=4))
 
 
 def test_an_unknown_task_names_its_neighbour() -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.errors import ConfigError, RewardError
+from posttrain.data.rows import Row
+from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.records import Completion, Prompt, StopReason
-from posttrain.rewards.scoring import score
+from posttrain.rewards import GOLD_REWARDS, REWARDS
+from posttrain.rewards.scoring import require_gold, score
 
 PROMPTS = [
     Prompt(id="a", ids=(1,), content="6 * 7?", columns={"answer": "42"}),
@@ -108,3 +110,21 @@ def test_an_unknown_reward_names_its_neighbour() -> None:
 
 def test_no_completions_no_scores() -> None:
     assert score([], [], {"r1_zero": 1.0}, {"r1_zero": lambda **_: []}) == []
+
+
+def test_rows_without_gold_are_named_with_what_they_have() -> None:
+    graded = Row("a", "prompt", "rows.jsonl:1", prompt="2 + 2 =", columns={"solution": "#### 4"})
+    ungraded = Row("b", "prompt", "rows.jsonl:2", prompt="3 + 3 =", columns={"level": 1, "target": "6"})
+    require_gold([graded])
+    with pytest.raises(DataError, match=r"1 of 2 rows .* first rows\.jsonl:2: .*found level, target") as caught:
+        require_gold([graded, ungraded])
+    assert caught.value.fix == "--data.columns.answer target"
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_rewards_that_need_gold_are_known(name: str) -> None:
+    if name in GOLD_REWARDS:
+        with pytest.raises(RewardError, match="grading needs a column"):
+            REWARDS[name](["2 + 2 ="], ["4"])
+    else:
+        assert len(REWARDS[name](["2 + 2 ="], ["4"])) == 1
