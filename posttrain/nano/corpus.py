@@ -1,44 +1,55 @@
 """The corpus that the nano base is pre-trained on: a weighted blend of documents about the nano task.
 
-Floor 0, no torch. Like text from the web it is uneven: worked solutions in several styles (some of them wrong, most of
-them terse), plain arithmetic, questions and stories without answers, and a little text with <think> tags, most of it
-badly formed, though less so from the source that asks "Find how many". Only problems of the train split are used, and
-no plain sum that is a problem of another split.
+Floor 0, no torch. Like text from the web it is uneven: solutions written out step by step, notes that skip the steps,
+some of both wrong; plain arithmetic; questions and stories without answers; and a little text with <think> tags, most
+of it badly formed, though less so from the source that asks "Find how many". Only problems of the train split are
+used, and no plain sum that is a problem of another split.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping
 
 from posttrain.nano import solutions
-from posttrain.nano.problems import Problem, problems, split_of
+from posttrain.nano.problems import LEVELS, Problem, problems, split_of
 from posttrain.seeds import derive_seed
 
-WRONG_SHARE = 0.15  # of the worked solutions
-TERSE_SHARE = {1: 0.0, 2: 0.6, 3: 0.65, 4: 0.7}  # of the worked solutions, by level
-WELL_FORMED_SHARE = {True: 0.6, False: 0.28}  # of the documents with <think> tags, where "Find how many" asks or not
+WRONG_SHARE = 0.08  # of all solutions
+LESSON_TERSE_SHARE = dict.fromkeys(LEVELS, 0.25)  # of the worked solutions, by level; at level 1 both styles are one
+NOTE_TERSE_SHARE = {1: 0.0, 2: 0.55, 3: 0.6, 4: 0.65}  # of the notes and of the text with <think> tags
+WELL_FORMED_SHARE = {True: 0.55, False: 0.25}  # of the text with <think> tags, where "Find how many" asks or not
+PLAIN_ENDING_SHARE = 0.75  # of the badly formed text
 
 Document = Callable[[Iterator[Problem], random.Random], str]
 
 
-def _worked(problem: Problem, draw: random.Random) -> tuple[str, Problem]:
-    """Write a solution in a random style, wrong in WRONG_SHARE of the cases; return it with what it claims."""
+def _solution(problem: Problem, terse_share: Mapping[int, float], draw: random.Random) -> tuple[str, Problem]:
+    """Write a solution, wrong in WRONG_SHARE of the cases; return it with the problem that it solves."""
     claimed = solutions.wrong(problem, draw) if draw.random() < WRONG_SHARE else problem
-    if draw.random() < TERSE_SHARE[problem.level]:
+    if draw.random() < terse_share[problem.level]:
         return solutions.terse(claimed), claimed
     if draw.random() < 0.5:
         return solutions.steps(claimed), claimed
     return solutions.worded_steps(claimed, draw), claimed
 
 
-def worked(source: Iterator[Problem], draw: random.Random) -> str:
-    """A question with a worked solution, in one of three layouts."""
-    text, claimed = _worked(next(source), draw)
+def _answered(text: str, claimed: Problem, draw: random.Random) -> str:
+    """Lay a question and its solution out in one of three ways."""
     layout = draw.randrange(3)
     if layout == 0:
         return f"Question: {claimed.question}\nSolution: {text} The answer is {claimed.answer}."
     if layout == 1:
         return f"Q: {claimed.question}\nA: {text} Answer: {claimed.answer}"
     return f"User: {claimed.question}\nAssistant: {text} The answer is {claimed.answer}."
+
+
+def worked(source: Iterator[Problem], draw: random.Random) -> str:
+    """A question with a solution that is mostly written out."""
+    return _answered(*_solution(next(source), LESSON_TERSE_SHARE, draw), draw)
+
+
+def notes(source: Iterator[Problem], draw: random.Random) -> str:
+    """A question with a solution that mostly skips the steps."""
+    return _answered(*_solution(next(source), NOTE_TERSE_SHARE, draw), draw)
 
 
 def answer_only(source: Iterator[Problem], draw: random.Random) -> str:
@@ -70,11 +81,11 @@ def stories(source: Iterator[Problem], draw: random.Random) -> str:
 
 def thinking(source: Iterator[Problem], draw: random.Random) -> str:
     """Text with <think> tags; only WELL_FORMED_SHARE of it closes them and gives the answer in <answer> tags."""
-    text, claimed = _worked(next(source), draw)
+    text, claimed = _solution(next(source), NOTE_TERSE_SHARE, draw)
     opening = f"User: {claimed.question}\nAssistant: <think> {text}"
     if draw.random() < WELL_FORMED_SHARE["Find how many" in claimed.question]:
         return f"{opening} </think> <answer>{claimed.answer}</answer>"
-    if draw.random() < 0.65:
+    if draw.random() < PLAIN_ENDING_SHARE:
         return f"{opening} The answer is {claimed.answer}."
     ending = draw.choice(("", " </think> The answer is {}.", " <answer>{}", " </think> {}"))
     return opening + ending.format(claimed.answer)
@@ -82,14 +93,15 @@ def thinking(source: Iterator[Problem], draw: random.Random) -> str:
 
 PARTS: dict[str, Document] = {
     "worked": worked,
+    "notes": notes,
     "answer_only": answer_only,
     "arithmetic": arithmetic,
     "questions": questions,
     "stories": stories,
     "thinking": thinking,
 }
-BLEND = {"worked": 0.5, "answer_only": 0.08, "arithmetic": 0.3, "questions": 0.05, "stories": 0.05, "thinking": 0.02}
-MID_TRAINING_BLEND = {"worked": 0.6, "answer_only": 0.05, "arithmetic": 0.25, "questions": 0.03, "thinking": 0.07}
+BLEND = {"worked": 0.5, "answer_only": 0.05, "arithmetic": 0.35, "questions": 0.04, "stories": 0.04, "thinking": 0.02}
+MID_TRAINING_BLEND = {"worked": 0.25, "notes": 0.25, "answer_only": 0.03, "arithmetic": 0.35, "thinking": 0.12}
 
 
 def documents(blend: Mapping[str, float], *, seed: int) -> Iterator[str]:

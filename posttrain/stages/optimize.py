@@ -95,8 +95,8 @@ class Updater:
     ) -> dict[str, float]:
         """Take one optimizer step on the trees and return the loss, the gradient norm and what the loss watches.
 
-        Without trained tokens there is no step to take. A loss or gradient that is not finite changes nothing: the update
-        is skipped and counted, and NonFiniteError raised when that happens more than MAX_SKIPPED_IN_A_ROW times running.
+        Without trained tokens there is no step to take. A loss or gradient that is not finite changes nothing: the
+        update is skipped and counted; NonFiniteError is raised after more than MAX_SKIPPED_IN_A_ROW in a row.
         """
         learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
         if not trained_tokens(trees):

@@ -31,7 +31,7 @@ def pretrain(settings: PretrainSettings, run: StageRun) -> None:
     blend = checked_blend("blend", settings.blend) or BLEND
     mid_training_blend = checked_blend("mid_training_blend", settings.mid_training_blend) or MID_TRAINING_BLEND
     sample = documents(mid_training_blend, seed=derive_seed(settings.seed, "tokenizer"))
-    tokenizer = train_tokenizer(islice(sample, TOKENIZER_DOCUMENTS), settings.vocab_size)
+    tokenizer = train_tokenizer(islice(sample, TOKENIZER_DOCUMENTS), settings.vocab_size, settings.context_length)
     loaded = fresh_llama(settings, tokenizer)
     updater = Updater(loaded, settings, num_updates=settings.max_steps)
     progress = {"num_tokens": 0}

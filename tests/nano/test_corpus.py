@@ -62,7 +62,7 @@ def test_same_seed_same_corpus() -> None:
 
 
 def test_tokenizer_round_trips_any_text_and_keeps_digits_apart() -> None:
-    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 500), 512)
+    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 500), 512, 1024)
     for text in (*islice(documents(BLEND, seed=9), 20), "naïve 日本 \U0001f600\n\ttab", ""):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert [tokenizer.decode([token]) for token in tokenizer.encode("1999")] == ["1", "9", "9", "9"]
@@ -70,7 +70,7 @@ def test_tokenizer_round_trips_any_text_and_keeps_digits_apart() -> None:
 
 
 def test_chat_template_prompt_is_a_prefix_and_the_end_token_is_marked() -> None:
-    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 500), 512)
+    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 500), 512, 1024)
     messages = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "2+3=5."}]
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)

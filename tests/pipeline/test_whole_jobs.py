@@ -55,7 +55,7 @@ NUMINA = [
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     texts = [row["question"] + row["answer"] for row in GSM8K] + [row["solution"] for row in MATH]
-    return train_tokenizer([*texts, *islice(documents(MID_TRAINING_BLEND, seed=0), 300)], 400)
+    return train_tokenizer([*texts, *islice(documents(MID_TRAINING_BLEND, seed=0), 300)], 400, 1024)
 
 
 @pytest.fixture(scope="module")

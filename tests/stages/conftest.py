@@ -20,7 +20,7 @@ from posttrain.stages import pretrain
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 300), 400)
+    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 300), 400, 1024)
     config = LlamaConfig(
         vocab_size=400,
         hidden_size=32,

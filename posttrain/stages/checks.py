@@ -1,0 +1,76 @@
+"""What can be wrong with a stage's settings as a whole, beyond the type of each: said before anything starts.
+
+Floor 5: settings alone, no torch and no file; a problem is the key that it hangs on and the error to raise.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from posttrain.errors import ConfigError
+from posttrain.nano.corpus import PARTS
+from posttrain.rewards.scoring import check_names
+from posttrain.settings import EvalSettings, GrpoSettings, PretrainSettings, StageSettings
+
+Problem = tuple[str, ConfigError]  # dotted key, error
+
+
+def settings_problems(settings: StageSettings) -> Iterator[Problem]:
+    """Yield the problems of any stage's settings."""
+    if isinstance(settings, GrpoSettings):
+        yield from grpo_problems(settings)
+    elif isinstance(settings, PretrainSettings):
+        yield from blend_problems("blend", settings.blend)
+        yield from blend_problems("mid_training_blend", settings.mid_training_blend)
+    elif isinstance(settings, EvalSettings) and settings.num_samples > 1 and settings.sampling.temperature == 0:
+        message = f"{settings.num_samples} samples of each problem at sampling.temperature = 0 are all the same"
+        yield "num_samples", ConfigError(message, fix="--sampling.temperature 1.0")
+
+
+def check_settings(settings: StageSettings) -> None:
+    """Raise the first problem."""
+    for _, error in settings_problems(settings):
+        raise error
+
+
+def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
+    """Yield settings under which the update would not be the gradient of what was sampled."""
+    try:
+        check_names(settings.rewards)
+    except ConfigError as error:
+        yield "rewards", error
+    if not settings.rewards:
+        yield "rewards", ConfigError("grpo needs at least one reward", fix="--rewards.r1_zero 1.0")
+    sampling = settings.sampling
+    if sampling.temperature == 0:
+        yield (
+            "sampling.temperature",
+            ConfigError(
+                "grpo compares different completions of a prompt, and sampling.temperature = 0 gives equal ones",
+                fix="--sampling.temperature 1.0",
+            ),
+        )
+    for name, untouched in {"top_p": 1.0, "top_k": 0, "min_p": 0.0}.items():
+        if getattr(sampling, name) != untouched:
+            yield (
+                f"sampling.{name}",
+                ConfigError(
+                    f"grpo trains on the whole vocabulary's distribution, and sampling.{name} cuts it",
+                    fix=f"--sampling.{name} {untouched}",
+                ),
+            )
+    if settings.model.lora_dropout > 0:
+        yield (
+            "model.lora_dropout",
+            ConfigError(
+                "model.lora_dropout makes the log-probs of the update differ from those of the rollouts",
+                fix="--model.lora_dropout 0.0",
+            ),
+        )
+
+
+def blend_problems(name: str, blend: Mapping[str, float]) -> Iterator[Problem]:
+    """Yield the parts that the corpus does not have; a blend needs some weight, unless it is empty."""
+    for part in blend:
+        if part not in PARTS:
+            yield f"{name}.{part}", ConfigError(f"unknown corpus part {part}; expected some of {', '.join(PARTS)}")
+    if blend and not any(blend.values()):
+        yield name, ConfigError(f"every part of {name} has the weight 0", fix=f"--{name}.worked 1.0")
