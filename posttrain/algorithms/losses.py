@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posttrain.algorithms.tokens import MAX_LOG_RATIO, aggregate, k3, upcast
+from posttrain.algorithms.tokens import MAX_LOG_RATIO, k3, token_mean, upcast
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
     """Return the share of `(B, T)` log-probs in the mean negative log-likelihood of an update's `num_tokens` tokens."""
-    # token_mean reads num_tokens alone.
-    return aggregate(-logprobs, mask, "token_mean", num_sequences=0, num_tokens=num_tokens, max_length=0)
+    return token_mean(-logprobs, mask, num_tokens=num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ def loss_denominators(mask: Tensor) -> tuple[int, int]:
     return int(kept.any(-1).sum()), int(kept.sum())
 
 
+def token_mean(values: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
+    """Return the share of `(B, T)` values in the mean over an update's `num_tokens` kept tokens; see `aggregate`."""
+    return masked_sum(values, mask) / max(num_tokens, 1)
+
+
 def aggregate(
     values: Tensor,
     mask: Tensor,
@@ -63,7 +68,7 @@ def aggregate(
         case "sequence_mean":
             return masked_mean(values, mask, dim=-1).sum() / max(num_sequences, 1)
         case "token_mean":
-            return masked_sum(values, mask) / max(num_tokens, 1)
+            return token_mean(values, mask, num_tokens=num_tokens)
         case "constant_length":
             return masked_sum(values, mask) / max(num_sequences * max_length, 1)
         case _:

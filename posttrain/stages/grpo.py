@@ -14,7 +14,7 @@ from torch import Tensor
 
 from posttrain.algorithms.advantages import group_advantages, group_signal
 from posttrain.algorithms.losses import clipped_policy_loss
-from posttrain.algorithms.tokens import aggregate, k3
+from posttrain.algorithms.tokens import aggregate, k3, token_mean
 from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.loader import Loader
 from posttrain.data.sources import load_rows, require_kind
@@ -25,9 +25,9 @@ from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import TokenLogprobs
 from posttrain.models.lora import frozen_copy, reference
 from posttrain.records import TokenTree, Tree
-from posttrain.rewards.scoring import check_names
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.settings import GrpoSettings
+from posttrain.stages.checks import check_settings
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
 from posttrain.stages.rollout import (
     reward_table,
@@ -99,29 +99,6 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
 
 
-def check_settings(settings: GrpoSettings) -> None:
-    """Raise ConfigError for settings under which the update would not be the gradient of what was sampled."""
-    check_names(settings.rewards)
-    if not settings.rewards:
-        raise ConfigError("grpo needs at least one reward", fix="--rewards.r1_zero 1.0")
-    sampling = settings.sampling
-    if sampling.temperature == 0:
-        raise ConfigError(
-            "grpo compares different completions of a prompt, and sampling.temperature = 0 gives equal ones",
-            fix="--sampling.temperature 1.0",
-        )
-    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0:
-        raise ConfigError(
-            "grpo trains on the whole vocabulary's distribution, and sampling.top_p, top_k or min_p cut it",
-            fix="--sampling.top_p 1.0 --sampling.top_k 0 --sampling.min_p 0.0",
-        )
-    if settings.model.lora_dropout > 0:
-        raise ConfigError(
-            "model.lora_dropout makes the log-probs of the update differ from those of the rollouts",
-            fix="--model.lora_dropout 0.0",
-        )
-
-
 def check_enough(num_prompts: int, settings: GrpoSettings) -> None:
     """Raise ConfigError where a step would sample a prompt twice, with the same seeds."""
     if settings.prompts_per_step > num_prompts:
@@ -179,9 +156,7 @@ class PolicyData:
             mask = batch.completion_mask
 
             def mean(values: Tensor) -> Tensor:
-                return aggregate(
-                    values, mask, "token_mean", num_sequences=0, num_tokens=self.num_tokens_kept, max_length=0
-                )
+                return token_mean(values, mask, num_tokens=self.num_tokens_kept)
 
             detached = tokens.logprobs.detach()
             policy = clipped_policy_loss(

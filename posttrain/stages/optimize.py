@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from posttrain.algorithms.losses import sft_loss
-from posttrain.algorithms.tokens import aggregate
+from posttrain.algorithms.tokens import token_mean
 from posttrain.data.trees import TreeBatch, build_batch, cut_micro_batches
 from posttrain.errors import NonFiniteError
 from posttrain.models.lm import LoadedModel
@@ -180,9 +180,7 @@ def token_mean_loss(trees: Sequence[TokenTree]) -> LossShare:
 
     def share(batch: TreeBatch, tokens: TokenLogprobs, branches: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         mask = batch.completion_mask
-        entropy = aggregate(
-            tokens.entropy.detach(), mask, "token_mean", num_sequences=0, num_tokens=num_tokens, max_length=0
-        )
+        entropy = token_mean(tokens.entropy.detach(), mask, num_tokens=num_tokens)
         return sft_loss(tokens.logprobs, mask, num_tokens=num_tokens), {"entropy": entropy}
 
     return share

@@ -20,7 +20,7 @@ from posttrain.nano.tokenizer import train_tokenizer
 from posttrain.records import Branch, TokenTree
 from posttrain.runs.directory import StageRun
 from posttrain.seeds import derive_seed
-from posttrain.settings import PretrainSettings
+from posttrain.settings import ModelSettings, PretrainSettings
 from posttrain.stages.optimize import Updater, token_mean_loss, trained_tokens
 
 TOKENIZER_DOCUMENTS = 8000
@@ -28,6 +28,7 @@ TOKENIZER_DOCUMENTS = 8000
 
 def pretrain(settings: PretrainSettings, run: StageRun) -> None:
     """Train a base model from nothing and publish it, in bfloat16, as the run's artifact."""
+    check_model_settings(settings.model)
     blend = checked_blend("blend", settings.blend) or BLEND
     mid_training_blend = checked_blend("mid_training_blend", settings.mid_training_blend) or MID_TRAINING_BLEND
     sample = documents(mid_training_blend, seed=derive_seed(settings.seed, "tokenizer"))
@@ -53,11 +54,20 @@ def pretrain(settings: PretrainSettings, run: StageRun) -> None:
     run.finish({"steps": settings.max_steps, **progress})
 
 
+def check_model_settings(model: ModelSettings) -> None:
+    """Raise ConfigError for settings of a model that is loaded: this one is made."""
+    for name in sorted(model.model_fields_set - {"dtype", "device", "layout"}):
+        if getattr(model, name) != ModelSettings.model_fields[name].get_default():
+            raise ConfigError(f"pretrain makes its model and trains all of it: model.{name} has no meaning here")
+
+
 def checked_blend(name: str, blend: Mapping[str, float]) -> Mapping[str, float]:
     """Return the blend; raise ConfigError for a part that the corpus does not have."""
     for part in blend:
         if part not in PARTS:
             raise ConfigError(f"unknown corpus part {part} in {name}; expected some of {', '.join(PARTS)}")
+    if blend and not any(blend.values()):
+        raise ConfigError(f"all weights in {name} are 0")
     return blend
 
 

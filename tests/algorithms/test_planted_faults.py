@@ -127,8 +127,8 @@ FAULTS = [
     Fault(
         "SFT loss by sequence",
         "losses",
-        "num_sequences=0, num_tokens=num_tokens",
-        "num_sequences=0, num_tokens=len(mask)",
+        "token_mean(-logprobs, mask, num_tokens=num_tokens)",
+        "token_mean(-logprobs, mask, num_tokens=len(mask))",
         "test_sft_loss_by_hand",
     ),
     # KL estimators
@@ -260,7 +260,9 @@ FAULTS = [
     ),
     Fault("solved taken for failed", "advantages", "mean >= solved_at", "mean <= solved_at", "test_signal_by_hand"),
     # Policy loss
-    Fault("SFT loss of the wrong sign", "losses", "aggregate(-logprobs", "aggregate(logprobs", "test_sft_loss_by_hand"),
+    Fault(
+        "SFT loss of the wrong sign", "losses", "token_mean(-logprobs", "token_mean(logprobs", "test_sft_loss_by_hand"
+    ),
     Fault(
         "policy loss of the wrong sign",
         "losses",
