@@ -97,7 +97,7 @@ def test_an_error_ends_with_its_code_and_its_fix_and_a_traceback_only_on_demand(
     kept = STAGE_TYPES["sft"]
     STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: failing)
     try:
-        arguments = ["sft", "--runs_dir", str(tmp_path), "--display", "none"]
+        arguments = ["sft", "--model.name_or_path", "owner/model", "--runs_dir", str(tmp_path), "--display", "none"]
         code, text = fails(capsys, *arguments)
         assert (code, text) == (error.exit_code, f"error: {error}\n")
         assert call(*arguments, "--debug") == error.exit_code
@@ -112,7 +112,7 @@ def test_a_stage_verb_runs_in_its_directory_with_file_and_flags(capsys, tmp_path
 
     kept = STAGE_TYPES["sft"]
     STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: recording)
-    (tmp_path / "c.toml").write_text("learning_rate = 1e-3\n[data]\nrows = 2\n")
+    (tmp_path / "c.toml").write_text("learning_rate = 1e-3\nmodel.name_or_path = 'owner/model'\n[data]\nrows = 2\n")
     try:
         flags = ["--config", str(tmp_path / "c.toml"), "--runs-dir", str(tmp_path), "--name", "try", "--data.rows", "3"]
         assert call("sft", *flags, "--display", "none") == 0
@@ -143,11 +143,11 @@ def test_a_dry_run_shows_origins_and_one_masked_example_and_starts_nothing(capsy
         f'[model]\nname_or_path = "{tmp_path}/model"\n[data]\nsource = "{tmp_path}/rows.jsonl"\n'
         '[stage.sft]\ntype = "sft"\nlearning_rate = 1e-3\n[stage.grpo]\ntype = "grpo"\ninit_from = "sft"\n'
     )
-    flags = ["--runs-dir", str(tmp_path / "runs"), "--stage.grpo.beta", "0.1", "--dry-run"]
+    flags = ["--runs-dir", str(tmp_path / "runs"), "--stage.grpo.kl_coef", "0.1", "--dry-run"]
     assert call("run", str(tmp_path / "r.toml"), *flags) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert f"learning_rate 0.001 {tmp_path}/r.toml:7" in lines
-    assert "beta 0.1 --stage.grpo.beta" in lines
+    assert "kl_coef 0.1 --stage.grpo.kl_coef" in lines
     assert "num_generations 8 default" in lines
     assert f'model.name_or_path "{tmp_path}/runs/r/sft/artifact" artifact of sft' in lines
     assert any(line.startswith("trained") and "five" in line and "<eos>" in line for line in lines)

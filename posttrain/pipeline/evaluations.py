@@ -1,27 +1,46 @@
-"""Find finished evaluations among the directories that a user names.
+"""Find finished evaluations among the directories that a user names, and show a finished comparison again.
 
 Floor 6: knows how a run is laid out (RUNS_DIR/NAME/STAGE), not what an evaluation holds.
 """
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter
+from rich.console import Console
 
 from posttrain.config import near_match
 from posttrain.errors import ConfigError
 from posttrain.evals.evaluate import SUMMARY_FILE
+from posttrain.reports.contrasts import Comparison
+from posttrain.reports.pages import print_comparison
+from posttrain.runs.directory import EVENTS
+from posttrain.runs.logs import read_rows
 
 
 def find_evaluations(directories: Sequence[Path]) -> dict[str, Path]:
     """Return evaluations by name: a directory of one stands for itself, a run's for all that it holds.
 
-    The name is the stage's, with the run's before it where two would be the same.
+    The name is the stage's, with as many of the directories above it as tell it from the others.
     """
     found = list(dict.fromkeys(path for directory in directories for path in _evaluations_in(directory)))
-    names = [path.name for path in found]
-    return {
-        (path.name if names.count(path.name) == 1 else f"{path.resolve().parent.name}/{path.name}"): path
-        for path in found
-    }
+    parts = {path: path.resolve().parts for path in found}
+    return {_shortest_name(parts[path], list(parts.values())): path for path in found}
+
+
+def _shortest_name(own: tuple[str, ...], everyone: Sequence[tuple[str, ...]]) -> str:
+    """Return the fewest last parts of a path that no other path ends in; all of them where there are none."""
+    lengths = range(1, len(own) + 1)
+    unique = (size for size in lengths if sum(parts[-size:] == own[-size:] for parts in everyone) == 1)
+    return "/".join(own[-next(unique, len(own)) :])
+
+
+def show_comparison(directory: Path) -> None:
+    """Print the comparison of a finished stage as it was printed when it was made."""
+    content = json.loads((directory / "comparison.json").read_bytes())
+    print_comparison(TypeAdapter(Comparison).validate_python(content), Console())
 
 
 def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:
@@ -47,10 +66,15 @@ def _evaluations_in(directory: Path) -> Iterator[Path]:
     if _is_evaluation(directory):
         yield directory
         return
-    inside = sorted(path for path in directory.iterdir() if _is_evaluation(path))
+    inside = sorted((path for path in directory.iterdir() if _is_evaluation(path)), key=_begun)
     if not inside:
         raise ConfigError(f"{directory} is no finished evaluation and holds none")
     yield from inside
+
+
+def _begun(path: Path) -> tuple[float, str]:
+    """Order evaluations as a run made them; copies without their log come last, by name."""
+    return next((event["time"] for event in read_rows(path / EVENTS)), math.inf), path.name
 
 
 def _is_evaluation(path: Path) -> bool:

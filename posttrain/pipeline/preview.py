@@ -12,6 +12,7 @@ from posttrain.config import leaves_of
 from posttrain.data.chat import describe, render_prompt, render_training_tree
 from posttrain.data.sources import load_rows
 from posttrain.field_types import show
+from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.recipe import Recipe, Stage
 from posttrain.pipeline.runner import stage_settings
 from posttrain.settings import DataSettings, EvalSettings, GrpoSettings, ModelStageSettings, SftSettings
@@ -47,11 +48,9 @@ def _setting_lines(stage: Stage, directory: Path) -> Iterator[str]:
 
 
 def _origin(stage: Stage, dotted: str) -> str:
-    """Return where a value came from; a table's origin is that of its first written entry."""
     if dotted == "model.name_or_path" and stage.init_from:
         return f"artifact of {stage.init_from}"
-    inside = (origin for key, origin in stage.origins.items() if key == dotted or key.startswith(f"{dotted}."))
-    return next(inside, "default")
+    return stage.origin_of(dotted)
 
 
 def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
@@ -59,11 +58,9 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
     settings = stage.settings
     if not isinstance(settings, SftSettings | GrpoSettings | EvalSettings):
         return
-    if isinstance(settings, GrpoSettings):
-        from posttrain.stages.grpo import check_settings
-
-        check_settings(settings)
-    rows = _some_rows(_data_of(settings), seed=settings.seed)
+    data = data_of(settings)
+    assert data is not None
+    rows = _some_rows(data, seed=settings.seed)
     yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
     tokenizer = _tokenizer(recipe, stage, directory)
     if tokenizer is None:
@@ -73,15 +70,6 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
             yield f"    {line}"
     else:
         yield from _prompt_lines(rows[0], tokenizer)
-
-
-def _data_of(settings: SftSettings | GrpoSettings | EvalSettings) -> DataSettings:
-    """Return where a stage's rows come from; those of an evaluation are its task's."""
-    if not isinstance(settings, EvalSettings):
-        return settings.data
-    from posttrain.evals.tasks import find_task, task_data
-
-    return task_data(find_task(settings.task), settings.data)
 
 
 def _some_rows(data: DataSettings, *, seed: int) -> "list[Row]":

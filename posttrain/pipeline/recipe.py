@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from posttrain.config import Entry, near_match, parse_flags, read_toml, refuse, resolve, under
-from posttrain.errors import ConfigError
+from posttrain.config import DEFAULT, Entry, near_match, parse_flags, read_toml, refuse, resolve, under
+from posttrain.errors import ConfigError, PosttrainError
+from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.stages import STAGE_TYPES
 from posttrain.settings import CompareSettings, ModelStageSettings, Settings, StageSettings
 
@@ -56,11 +57,27 @@ class Stage:
     origins: Mapping[str, str]  # dotted key -> "default", file:line or flag
     where: str  # file:line of its table
     init_from: str | None = None
+    in_recipe: bool = True  # whether flags name it: --stage.NAME.key
 
     @property
     def evaluations(self) -> tuple[str, ...]:
         """The evaluation stages that a comparison reads; empty for other stages."""
         return tuple(self.settings.models) if isinstance(self.settings, CompareSettings) else ()
+
+    def origin_of(self, key: str) -> str:
+        """Return where a value came from; a table's origin is that of its first written entry."""
+        inside = (origin for dotted, origin in self.origins.items() if f"{dotted}.".startswith(f"{key}."))
+        return next(inside, DEFAULT)
+
+    def name_in(self, error: PosttrainError) -> None:
+        """Let an error that the stage raised say which one it was, and its fix name the settings as the recipe does."""
+        if not self.in_recipe:
+            return
+        error.args = (f"stage {self.name}: {error.args[0]}",)
+        if error.fix and not error.fix.startswith("posttrain "):
+            error.fix = re.sub(
+                rf"--(?=({'|'.join(type(self.settings).model_fields)})\b)", f"--stage.{self.name}.", error.fix
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +97,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, name: str | 
     flags = parse_flags(overrides, problems)
     header = resolve(RecipeHeader, _header_entries(entries + flags, stage_names, problems), problems, where=str(path))
     if not stage_names:
-        problems.append(f'{path}: a recipe has stages: [stage.sft] type = "sft"')
+        problems.append(f'{path}: a recipe has stages: stage.sft.type = "sft"')
     seed = header.settings.seed if header else 0
     defaults = [entry for entry in entries + flags if entry.key[0] in SHARED_TABLES]
     if header and header.origins["seed"] != "default":
@@ -91,6 +108,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, name: str | 
         stage = _read_stage(stage_name, own, defaults, where=own[0].origin, problems=problems)
         if stage:
             problems.extend(_link_problems(stage, own, stages, stage_names))
+            problems.extend(_stage_problems(stage))
             stages[stage_name] = stage
     refuse(list(dict.fromkeys(problems)))
     assert header is not None
@@ -109,11 +127,9 @@ def single_stage(type_name: str, config: str | Path | None, overrides: Sequence[
     resolved = resolve(STAGE_TYPES[type_name].settings, entries, problems, where=where)
     refuse(problems)
     assert resolved is not None
-    return Recipe(
-        check_name(name),
-        resolved.settings.seed,
-        (Stage(type_name, type_name, resolved.settings, resolved.origins, where),),
-    )
+    stage = Stage(type_name, type_name, resolved.settings, resolved.origins, where, in_recipe=False)
+    refuse(list(_stage_problems(stage)))
+    return Recipe(check_name(name), resolved.settings.seed, (stage,))
 
 
 def check_name(name: str) -> str:
@@ -150,7 +166,7 @@ def _header_entries(entries: Sequence[Entry], stage_names: Sequence[str], proble
         top = entry.key[0]
         if top == "stage":
             if not _in_stage(entry):
-                problems.append(f'{entry.origin}: a stage is a table: [stage.sft] type = "sft"')
+                problems.append(f'{entry.origin}: a stage is a table: stage.sft.type = "sft"')
             elif entry.key[1] not in stage_names:
                 problems.append(f"{entry.origin}: no stage {entry.key[1]} here{near_match(entry.key[1], stage_names)}")
         elif top in RecipeHeader.model_fields:
@@ -191,6 +207,14 @@ def _read_stage(
 
 def _is_header(entry: Entry) -> bool:
     return len(entry.key) > 0 and entry.key[0] in StageHeader.model_fields
+
+
+def _stage_problems(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with a stage by itself, after its line or flag."""
+    for key, error in stage_problems(stage.settings):
+        stage.name_in(error)
+        origin = stage.origin_of(key)
+        yield f"{stage.where if origin == DEFAULT else origin}: {error}"
 
 
 def _link_problems(

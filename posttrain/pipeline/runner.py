@@ -4,20 +4,22 @@ Floor 6: knows stage directories and stage functions. The same command again con
 finished stages are skipped, and the stage that was interrupted resumes from its checkpoint.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import posttrain
 from posttrain.config import fingerprint
-from posttrain.errors import ConfigError
+from posttrain.errors import CheckpointError, ConfigError, PosttrainError, Stopped
+from posttrain.pipeline.inputs import input_hashes
 from posttrain.pipeline.recipe import Recipe, Stage, fed_by, frozen_settings
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.runs.artifact import MANIFEST
+from posttrain.runs.artifact import verify_artifact
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import Display, make_display
-from posttrain.runs.durable import hash_file
-from posttrain.runs.identity import RUN
+from posttrain.runs.identity import recorded_fingerprint
 from posttrain.runs.signals import stop_on_signals
 from posttrain.settings import ModelStageSettings, StageSettings
 
@@ -27,8 +29,9 @@ def run_recipe(
 ) -> Path:
     """Run the stages that are not finished, and return the run's directory.
 
-    Raises ConfigError before any work where a stage's directory holds other settings; `overwrite` deletes those
-    stages, and no other.
+    Raises ConfigError before any work where a stage's directory holds other settings, StorageError where the artifact
+    of a finished stage is damaged. `overwrite` deletes the stages that hold other settings or no usable checkpoint,
+    and no other.
     """
     directory = Path(runs_dir) / recipe.name
     display = make_display() if display is None else display
@@ -38,19 +41,64 @@ def run_recipe(
         _refuse(changed[0], directory, fingerprints[changed[0].name])
     with stop_on_signals():
         for stage in recipe.stages:
-            with StageRun.open(
+            open_run = partial(
+                StageRun.open,
                 directory / stage.name,
                 settings=stage_settings(stage, directory),
                 fingerprint=fingerprints[stage.name],
                 display=display,
-                overwrite=stage in changed,
-            ) as run:
-                if run.finished:
-                    display.message(f"{recipe.name}/{stage.name} is finished")
-                    continue
-                run.check_stop()
-                STAGE_TYPES[stage.type].load()(run.settings, run)
+            )
+            try:
+                _run_stage(stage, open_run(overwrite=stage in changed), display)
+            except CheckpointError:
+                if not overwrite:
+                    raise
+                _run_stage(stage, open_run(overwrite=True), display)
     return directory
+
+
+def _run_stage(stage: Stage, run: StageRun, display: Display) -> None:
+    """Run a stage in its open directory, or say that it is finished once its artifact is found intact."""
+    kind = STAGE_TYPES[stage.type]
+    with run, _notices_kept(run):
+        if run.finished:
+            if kind.produces != "comparison":
+                verify_artifact(run.artifact)
+            display.message(f"{run.path.parent.name}/{stage.name} is finished")
+            if (run.path / "comparison.json").is_file():
+                from posttrain.pipeline.evaluations import show_comparison
+
+                show_comparison(run.path)
+            return
+        run.check_stop()
+        try:
+            kind.load()(run.settings, run)
+        except Stopped:
+            raise
+        except PosttrainError as error:
+            stage.name_in(error)
+            raise
+
+
+class _NoticeHandler(logging.Handler):
+    """Makes events of warnings: what a stage left out is then shown once, and on record."""
+
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(logging.WARNING)
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run.event("notice", record.getMessage())
+
+
+@contextmanager
+def _notices_kept(run: StageRun) -> Iterator[None]:
+    logger, handler = logging.getLogger(posttrain.__name__), _NoticeHandler(run)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def stage_settings(stage: Stage, directory: Path) -> StageSettings:
@@ -66,50 +114,22 @@ def stage_fingerprints(recipe: Recipe) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in recipe.stages:
         upstream = {name: found[name] for name in fed_by(stage)}
-        content = frozen_settings(stage) | {"upstream": upstream, "inputs": _input_hashes(stage)}
-        found[stage.name] = fingerprint(content)
+        try:
+            inputs = input_hashes(stage.settings, own_model=stage.init_from is None)
+        except PosttrainError as error:
+            stage.name_in(error)
+            raise
+        found[stage.name] = fingerprint(frozen_settings(stage) | {"upstream": upstream, "inputs": inputs})
     return found
 
 
-def _input_hashes(stage: Stage) -> dict[str, str]:
-    """Return the sha256 of local data files, and of the artifact that a stage starts from by its path."""
-    hashes: dict[str, str] = {}
-    if data := getattr(stage.settings, "data", None):
-        if data.path and Path(data.path).exists():
-            hashes["data"] = _hash_files(Path(data.path))
-        elif Path(data.source).is_file():
-            hashes["data"] = _hash_files(Path(data.source))
-    if stage.init_from is None and isinstance(stage.settings, ModelStageSettings):
-        manifest = Path(stage.settings.model.name_or_path) / MANIFEST
-        if manifest.is_file():
-            hashes["model"] = hash_file(manifest).sha256
-    if isinstance(stage.settings, ModelStageSettings):
-        template = stage.settings.model.chat_template
-        if template and Path(template).is_file():
-            hashes["chat_template"] = hash_file(Path(template)).sha256
-    return hashes
-
-
-def _hash_files(path: Path) -> str:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return hashlib.sha256("".join(hash_file(file).sha256 for file in files).encode()).hexdigest()
-
-
 def changed_stages(recipe: Recipe, directory: Path, fingerprints: Mapping[str, str]) -> Sequence[Stage]:
-    """Return the stages whose directory holds a run of another fingerprint."""
+    """Return the stages whose directory holds a run of another fingerprint, or one that cannot be read."""
     return [
         stage
         for stage in recipe.stages
-        if (found := _recorded(directory / stage.name)) is not None and found != fingerprints[stage.name]
+        if (found := recorded_fingerprint(directory / stage.name)) is not None and found != fingerprints[stage.name]
     ]
-
-
-def _recorded(path: Path) -> str | None:
-    """Return the fingerprint of the run in a directory; None where there is no run."""
-    try:
-        return str(json.loads((path / RUN).read_bytes()).get("fingerprint"))
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _refuse(stage: Stage, directory: Path, wanted: str) -> None:

@@ -45,5 +45,6 @@ def verify_artifact(path: Path) -> dict[str, Any]:
         return verify(path, MANIFEST)
     except ManifestError as error:
         raise StorageError(
-            f"the artifact {path} is damaged: {error}", fix="delete it and run its stage again: it is published anew"
+            f"the artifact {path} is damaged: {error}",
+            fix=f"rm {path.parent / 'result.json'}  # the same command then publishes it anew from the last checkpoint",
         ) from None

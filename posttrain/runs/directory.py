@@ -249,6 +249,7 @@ class StageRun:
         try:
             if isinstance(error, Exception) and not isinstance(error, Stopped):
                 cause = str(error) if isinstance(error, PosttrainError) else f"{type(error).__name__}: {error}"
+                error.add_note(f"traceback: {self.path / EVENTS}")
                 self._record("failed", cause, traceback="".join(traceback.format_exception(error)))
         finally:
             self.close()

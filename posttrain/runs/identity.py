@@ -53,6 +53,17 @@ def claim(path: Path, settings: StageSettings, fingerprint: str) -> list[str]:
     return changed
 
 
+def recorded_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint of the run in a directory: None where there is no run, "" where it cannot be read."""
+    if not (path / RUN).is_file():
+        return None
+    try:
+        _read(path / SETTINGS)
+        return str(_read(path / RUN).get("fingerprint"))
+    except ConfigError:
+        return ""
+
+
 def clear(path: Path) -> None:
     """Delete a run from its locked directory; run.json goes last, so that a half-deleted run is still seen as one."""
     children = sorted(path.iterdir(), key=lambda child: child.name == RUN)

@@ -1,5 +1,6 @@
 """Which evaluations a user means by the directories named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def test_an_artifact_by_itself_is_an_evaluation(tmp_path):
 def test_equal_names_are_told_apart_by_their_runs(tmp_path):
     one, other = make(tmp_path / "a" / "eval"), make(tmp_path / "b" / "eval")
     assert find_evaluations([one, other]) == {"a/eval": one, "b/eval": other}
+
+
+def test_as_many_parents_are_added_as_tell_them_apart(tmp_path):
+    one, other = make(tmp_path / "one" / "demo" / "eval"), make(tmp_path / "two" / "demo" / "eval")
+    single = make(tmp_path / "two" / "demo" / "late")
+    assert find_evaluations([one, other, single]) == {"one/demo/eval": one, "two/demo/eval": other, "late": single}
+
+
+def test_a_runs_evaluations_come_as_it_made_them(tmp_path):
+    for time, name in enumerate(("base", "sft_eval", "grpo_eval")):
+        directory = make(tmp_path / "demo" / name)
+        (directory / "events.jsonl").write_text(json.dumps({"event": "opened", "time": float(time)}) + "\n")
+    assert list(find_evaluations([tmp_path / "demo"])) == ["base", "sft_eval", "grpo_eval"]
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):

@@ -81,7 +81,7 @@ def test_origins_name_line_flag_or_default(tmp_path):
     assert grpo.origins["learning_rate"] == "--stage.grpo.learning_rate"
     assert grpo.origins["model.lora_r"] == "--model.lora_r"
     assert grpo.origins["model.dtype"] == f"{tmp_path}/r.toml:6"
-    assert grpo.origins["beta"] == "default"
+    assert grpo.origins["kl_coef"] == "default"
     assert recipe.stages[0].origins["seed"] == "--seed"
 
 
@@ -151,23 +151,63 @@ def test_mistakes(tmp_path, old, new, expected):
 
 def test_mistakes_in_flags(tmp_path):
     text = problems(
-        tmp_path, DEMO, ("--stage.gropo.beta", "1", "--max_steps", "3", "--stage.grpo.num_generations", "1")
+        tmp_path, DEMO, ("--stage.gropo.kl_coef", "1", "--max_steps", "3", "--stage.grpo.num_generations", "1")
     )
-    assert "--stage.gropo.beta: no stage gropo here; did you mean grpo?" in text
+    assert "--stage.gropo.kl_coef: no stage gropo here; did you mean grpo?" in text
     assert "--max_steps: unknown key max_steps; did you mean stage.sft.max_steps?" in text
     assert "--stage.grpo.num_generations: num_generations must be an integer of at least 2, not 1" in text
 
 
 def test_all_stages_mistakes_come_at_once_and_a_shared_one_once(tmp_path):
-    text = problems(tmp_path, DEMO.replace('dtype = "float32"', 'dtype = "int8"').replace("seed = 3", "beta = -1"))
+    text = problems(tmp_path, DEMO.replace('dtype = "float32"', 'dtype = "int8"').replace("seed = 3", "kl_coef = -1"))
     assert text.count("dtype must be one of auto, float32, bfloat16") == 1
-    assert "r.toml:22: beta must be" in text
+    assert "r.toml:22: kl_coef must be" in text
 
 
 def test_a_stage_with_a_fault_hides_no_later_one_and_makes_up_none(tmp_path):
     text = problems(tmp_path, DEMO.replace("learning_rate = 1e-3", "learning_rate = -1.0"))
     assert "problems" not in text
     assert "must come before" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("rewards = {}", "r.toml:22: stage grpo: grpo needs at least one reward"),
+        ("rewards.r1_zer = 1.0", "r.toml:22: stage grpo: unknown reward r1_zer. Did you mean r1_zero?"),
+        ("sampling.temperature = 0.0", "r.toml:22: stage grpo: grpo compares different completions"),
+        ("sampling.top_p = 0.9", "r.toml:22: stage grpo: grpo trains on the whole vocabulary's distribution"),
+        ("model.lora_dropout = 0.1", "r.toml:22: stage grpo: model.lora_dropout makes the log-probs"),
+        ('data.prompt_style = "boxd"', "r.toml:22: stage grpo: no prompt style boxd; did you mean boxed?"),
+        ('data.source = "gsm9k"', "fix: --stage.grpo.data.source gsm8k"),
+        ('data.source = "gsm8k"\ndata.path = "none.jsonl"', "r.toml:23: stage grpo: gsm8k: no such file or directory"),
+        ('data.source = "mine.jsonl"\ndata.path = "none.jsonl"', "r.toml:23: stage grpo: data.path is where a named"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_refused_before_anything_starts(tmp_path, line, expected):
+    assert expected in problems(tmp_path, DEMO.replace("seed = 3", line))
+
+
+def test_an_evaluations_task_and_samples_are_checked_too(tmp_path):
+    text = problems(tmp_path, DEMO.replace('type = "eval"', 'type = "eval"\ntask = "nan"\nnum_samples = 4', 1))
+    assert "r.toml:11: stage base: unknown task nan. Did you mean nano?" in text
+    assert "fix: --stage.base.task nano" in text
+    assert "r.toml:12: stage base: 4 samples of each problem at sampling.temperature = 0 are all the same" in text
+
+
+def test_a_blend_has_parts_of_the_corpus_and_some_weight():
+    flags = ["--blend.poems", "1.0", "--mid_training_blend.worked", "0.0"]
+    with pytest.raises(ConfigError) as caught:
+        single_stage("pretrain", None, flags, name="base")
+    assert "--blend.poems: unknown corpus part poems" in str(caught.value)
+    assert "--mid_training_blend.worked: every part of mid_training_blend has the weight 0" in str(caught.value)
+
+
+def test_a_directory_without_the_split_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    flags = ["--data.source", str(tmp_path), "--data.split", "test"]
+    with pytest.raises(ConfigError, match=r'--data.source: .* has no file for the split "test"'):
+        single_stage("sft", None, flags, name="sft")
 
 
 def test_a_recipe_without_stages_is_refused(tmp_path):
@@ -190,7 +230,7 @@ def test_what_sets_only_memory_or_speed_is_not_frozen(tmp_path):
         return frozen_settings(load(tmp_path, overrides=flags).stages[3])
 
     assert grpo("--stage.grpo.max_tokens_per_micro_batch", "8", "--stage.grpo.engine.max_sequences", "2") == grpo()
-    assert grpo("--stage.grpo.beta", "0.5") != grpo()
+    assert grpo("--stage.grpo.kl_coef", "0.5") != grpo()
     assert grpo("--stage.grpo.rewards.r1_zero", "0.5") != grpo()
 
 

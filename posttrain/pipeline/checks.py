@@ -1,0 +1,38 @@
+"""Everything that can be known to be wrong with a stage before it starts.
+
+Floor 6: settings, names and the presence of files; loads neither torch nor rows nor models.
+"""
+
+from collections.abc import Iterator
+
+from posttrain.config import near_match
+from posttrain.data.prompts import PROMPT_STYLES
+from posttrain.data.sources import open_source
+from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.pipeline.inputs import data_files, data_of
+from posttrain.settings import DataSettings, StageSettings
+from posttrain.stages.checks import settings_problems
+
+
+def stage_problems(settings: StageSettings) -> Iterator[tuple[str, PosttrainError]]:
+    """Yield each problem with the dotted key that it hangs on."""
+    yield from settings_problems(settings)
+    try:
+        data = data_of(settings)
+    except ConfigError as error:
+        yield "task", error
+    else:
+        yield from data_problems(data) if data else ()
+
+
+def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
+    """Yield an unknown prompt style or source, and files that are not there."""
+    style = data.prompt_style
+    if style is not None and style not in PROMPT_STYLES:
+        near = near_match(style, list(PROMPT_STYLES), known=list(PROMPT_STYLES))
+        yield "data.prompt_style", ConfigError(f"no prompt style {style}{near}")
+    try:
+        open_source(data, seed=0)
+        data_files(data)
+    except (ConfigError, DataError) as error:
+        yield "data.path" if data.path else "data.source", error

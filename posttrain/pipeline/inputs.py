@@ -1,0 +1,87 @@
+"""What a stage reads from disk besides earlier stages: its data files and its starting model, found and hashed.
+
+Floor 6: part of a stage's fingerprint, so that a finished stage is done again where its inputs changed.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from posttrain.data.files import split_files
+from posttrain.data.named import SOURCES
+from posttrain.evals.tasks import find_task, task_data
+from posttrain.models.files import base_of_adapter, is_adapter, locate
+from posttrain.runs.artifact import MANIFEST
+from posttrain.runs.durable import hash_file
+from posttrain.settings import (
+    DataSettings,
+    EvalSettings,
+    GrpoSettings,
+    ModelSettings,
+    ModelStageSettings,
+    PretrainSettings,
+    SftSettings,
+    StageSettings,
+)
+
+MODEL_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".safetensors"})  # config, tokenizer, weights
+HASHED_BYTES = 2**28  # of a larger file without a manifest, size and time of change stand for the content
+
+
+def data_of(settings: StageSettings) -> DataSettings | None:
+    """Return where a stage's rows come from; those of an evaluation are its task's. Raises ConfigError for no task."""
+    if isinstance(settings, EvalSettings):
+        return task_data(find_task(settings.task), settings.data)
+    return settings.data if isinstance(settings, SftSettings | GrpoSettings) else None
+
+
+def data_files(data: DataSettings) -> list[Path]:
+    """Return the local files that the rows are read from; none for a source on the Hub or a generated one.
+
+    Raises DataError for a directory without the split.
+    """
+    if data.source in SOURCES and data.path is None:
+        return []
+    path = Path(data.path or data.source)
+    return split_files(path, data.split) if path.is_dir() else [path]
+
+
+def input_hashes(settings: StageSettings, *, own_model: bool) -> dict[str, str]:
+    """Return a hash for each input: data, model (where it is no earlier stage's) and chat template.
+
+    Raises ModelError or DataError where one is missing.
+    """
+    hashes: dict[str, str] = {}
+    if (data := data_of(settings)) and (files := data_files(data)):
+        hashes["data"] = _joined(hash_file(file).sha256 for file in files)
+    if isinstance(settings, ModelStageSettings) and not isinstance(settings, PretrainSettings):
+        if own_model and (model := model_hash(settings.model)):
+            hashes["model"] = model
+        if (template := settings.model.chat_template) and Path(template).is_file():
+            hashes["chat_template"] = hash_file(Path(template)).sha256
+    return hashes
+
+
+def model_hash(model: ModelSettings) -> str | None:
+    """Return a hash of a model's local files, an adapter's with its base's; None for a model on the Hub."""
+    directory = locate(model.name_or_path)
+    if directory is None:
+        return None
+    if (directory / MANIFEST).is_file():
+        own = hash_file(directory / MANIFEST).sha256
+    else:
+        files = sorted(file for file in directory.iterdir() if file.suffix in MODEL_SUFFIXES and file.is_file())
+        own = _joined(f"{file.name} {_content_mark(file)}" for file in files)
+    if not is_adapter(directory):
+        return own
+    base = model_hash(ModelSettings(name_or_path=base_of_adapter(directory)))
+    return _joined([own, base or ""])
+
+
+def _content_mark(file: Path) -> str:
+    stat = file.stat()
+    return hash_file(file).sha256 if stat.st_size <= HASHED_BYTES else f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
