@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.trees import build_batch, cut_micro_batches
+from posttrain.data.trees import MAX_PADDING, build_batch, cut_micro_batches
 from posttrain.errors import DataError
 from posttrain.records import Branch, TokenTree
 
@@ -128,3 +128,12 @@ def test_every_branch_is_cut_into_one_micro_batch_within_the_budget(trees, max_t
         assert found == [sequences[index] for index in micro_batch.branches]
         computed = build_batch(micro_batch.trees, layout=layout).num_tokens
         assert computed <= max_tokens or len(found) == 1
+
+
+def test_one_long_row_among_short_ones_does_not_blow_up_the_attention_grids() -> None:
+    short = [TokenTree((1,) * 40, (Branch((2,) * 100, (1,) * 100),))] * 15
+    long = TokenTree((1,) * 100, (Branch((2,) * 1800, (1,) * 1800),))
+    for micro_batch in cut_micro_batches([*short, long], 4096):
+        branches = [branch for tree in micro_batch.trees for branch in tree.branches]
+        grid = len(branches) * max(len(branch.ids) for branch in branches)
+        assert grid <= MAX_PADDING * 4096

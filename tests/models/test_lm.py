@@ -251,3 +251,36 @@ def test_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="cuda was asked for"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [("w9", {2}), ("<|im_end|>\n", {2, 64}), ("<|im_end|>\n</s>", {2, 64}), ("", {2})],
+)
+def test_the_id_that_the_template_ends_a_turn_with_ends_a_completion(
+    saved: Save, tmp_path: Path, ending: str, expected: set[int]
+) -> None:
+    directory = saved(vocab_size=70)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}" + repr(ending).join(("{{ ", " }}")) + "{% endfor %}"
+    )
+    tokenizer.save_pretrained(directory)
+    loaded = load(directory)
+    assert loaded.eos_ids == expected
+    save_model(loaded, tmp_path / "out")
+    assert set(AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id) == expected
+
+
+def test_lengths_are_held_to_the_context(saved: Save) -> None:
+    loaded = load(saved())
+    assert loaded.fit(100) == 100
+    assert loaded.fit(2048) == 128
+
+
+def test_large_logits_do_not_hide_prompt_trees(saved: Save) -> None:
+    """A trained model's logits spread over tens of nats, where bfloat16 is coarse."""
+    directory = saved(initializer_range=1.0, tie_word_embeddings=False)
+    for trainable in (True, False):
+        assert load(directory, dtype="bfloat16", trainable=trainable).layout == "tree"

@@ -198,3 +198,15 @@ def test_adapters_that_cannot_be_folded_are_refused(saved: Save, tmp_path: Path,
     get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="other than LoRA on a linear layer"):
         load(tmp_path / "adapter", lora_r=0)
+
+
+def test_a_continued_adapter_drops_out_what_the_settings_say_and_nothing_else(saved: Save, tmp_path: Path) -> None:
+    save_model(load(saved(), lora_r=4, lora_dropout=0.5), tmp_path / "adapter")
+    for rate in (0.0, 0.25):
+        model = load(tmp_path / "adapter", lora_dropout=rate).model
+        dropouts = {
+            (name.rpartition(".")[2], module.p)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Dropout) and ".lora_dropout." in name
+        }
+        assert dropouts == ({("default", 0.25)} if rate else set())
