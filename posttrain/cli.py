@@ -246,12 +246,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = [token for token in tokens if token != "--debug"]
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        sys.stdout.flush()
     except CycloptsError as error:
         _fail(str(error), 2, debug=debug)
     except PosttrainError as error:
         _fail(str(error), error.exit_code, debug=debug)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C", 130, debug=debug)
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(1)
+    except Exception as error:
+        where = next((note for note in getattr(error, "__notes__", ()) if note.startswith("traceback: ")), None)
+        text = " ".join(str(error).split())
+        _fail(f"{type(error).__name__}: {text}\n  {where or 'traceback: --debug prints it'}", 1, debug=debug)
     sys.exit(0)
 
 

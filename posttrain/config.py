@@ -31,7 +31,7 @@ class Entry:
 
     key: Key
     value: Any  # from a flag: the text, still to be read as the field's type; None for a flag without a value
-    origin: str  # "recipe.toml:12" or "--stage.grpo.beta"
+    origin: str  # "recipe.toml:12" or "--stage.grpo.kl_coef"
     is_text: bool = False
 
 
@@ -66,6 +66,9 @@ def read_toml(path: str | Path) -> list[Entry]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line} is not valid UTF-8, as TOML must be") from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -100,7 +103,7 @@ def key_lines(text: str) -> dict[Key, int]:
 
 
 def parse_flags(tokens: Sequence[str], problems: list[str]) -> list[Entry]:
-    """Read `--dotted.key value`, `--dotted.key=value` and `--dotted.key` (true); `-` in a key means `_`."""
+    """Read `--dotted.key value`, `--dotted.key=value` and `--dotted.key` (true); `-` in a setting's name means `_`."""
     entries: list[Entry] = []
     rest = list(tokens)
     while rest:
@@ -237,6 +240,7 @@ def _doc(settings_class: type[Settings], name: str) -> str:
 
 def _values_of(settings_class: type[Settings], entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[Key, Any]]:
     """Yield the leaves that an entry sets; raise ConfigError for an unknown key or a value of the wrong form."""
+    entry = _as_written(settings_class, entry)
     annotation = _annotation_at(settings_class, entry, entries)
     value = read_text(entry.value, annotation) if entry.is_text else entry.value
     if is_table(annotation):
@@ -248,6 +252,19 @@ def _values_of(settings_class: type[Settings], entry: Entry, entries: Sequence[E
         yield from flatten(value, entry.key)
     else:
         yield entry.key, value
+
+
+def _as_written(settings_class: type[Settings], entry: Entry) -> Entry:
+    """Return a flag's entry with its keys inside a free table as written: a column may have a dash in its name."""
+    annotation: Any = settings_class
+    for depth, name in enumerate(entry.key):
+        if entry.is_text and item_type(annotation, dict) is not None:
+            written = entry.origin.removeprefix("--").split(".")[depth - len(entry.key) :]
+            return replace(entry, key=(*entry.key[:depth], *written))
+        if not is_table(annotation) or name not in annotation.model_fields:
+            break
+        annotation = field_type(annotation.model_fields[name])
+    return entry
 
 
 def _dotted(entry: Entry, names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 FOREIGN_KEYS: dict[str, str] = {
     "bf16": 'precision is model.dtype = "bfloat16"',
-    "fp16": 'precision is model.dtype = "bfloat16" or "float32"',
+    "fp16": 'precision is model.dtype = "bfloat16"; there is no float16',
     "dataset_name": "the rows are named by data.source",
     "epsilon": "write both bounds of the clip, epsilon_low and epsilon_high",
     "eval_strategy": 'evaluation is a stage of its own: type = "eval"',
@@ -20,9 +20,12 @@ FOREIGN_KEYS: dict[str, str] = {
     "max_new_tokens": "it is called sampling.max_completion_length",
     "max_prompt_length": "prompts are never cut: rows longer than data.max_length (prompt and completion) are dropped",
     "model_name_or_path": "it is called model.name_or_path",
-    "output_dir": "a run lies in RUNS_DIR/NAME: --runs_dir and --name",
-    "reward_funcs": "rewards is a table of names and weights: [rewards] r1_zero = 1.0",
-    "reward_weights": "rewards is a table of names and weights: [rewards] r1_zero = 1.0",
+    "num_epochs": "it is called num_train_epochs",
+    "output_dir": "a run lies in RUNS_DIR/NAME: --runs_dir RUNS_DIR --name NAME",
+    "push_to_hub": "a run stays on this machine; its artifact/ has the Hub's layout: hf upload owner/name ARTIFACT",
+    "report_to": "numbers are in metrics.jsonl and events.jsonl of the stage's directory, and are sent nowhere",
+    "reward_funcs": "rewards is a table of names and weights: rewards.r1_zero = 1.0",
+    "reward_weights": "rewards is a table of names and weights: rewards.r1_zero = 1.0",
     "scale_rewards": 'it is called advantage_scale: "group_std" (True), "batch_std" ("batch") or "none" (False)',
     "use_peft": "an adapter is trained where model.lora_r is above 0",
     "use_vllm": "the engine is engine.name; native is built in and needs no server",
@@ -41,7 +44,9 @@ def foreign_key(name: str, fields: Set[str], siblings: Mapping[str, Any]) -> str
     unit = next((unit for unit in STEP_UNITS if unit in fields), None)
     if name in BATCH_KEYS and unit:
         return _batch_arithmetic(unit, siblings)
-    if name == "num_train_epochs" and unit:
+    if name == "beta" and "kl_coef" in fields:
+        return "beta is DPO's temperature; the KL penalty is kl_coef"
+    if name in ("num_train_epochs", "num_epochs") and unit and "num_train_epochs" not in fields:
         return f"this stage counts steps: max_steps = epochs x rows of data / {unit}"
     return FOREIGN_KEYS.get(name)
 
@@ -52,15 +57,15 @@ def _batch_arithmetic(unit: str, siblings: Mapping[str, Any]) -> str:
     accumulation = _whole(siblings.get("gradient_accumulation_steps", 1))
     total = device * accumulation
     memory = "memory is set by max_tokens_per_micro_batch alone"
-    if unit == "rows_per_step":
+    if unit != "prompts_per_step":
         return (
-            f"rows_per_step counts a whole update: {device} a device x {accumulation} micro-batches = {total}; {memory}"
+            f"a whole update is counted: {unit} = {total} ({device} a device x {accumulation} micro-batches); {memory}"
         )
     group = _whole(siblings.get("num_generations", 8))
-    prompts = f"{total // group}" if total % group == 0 else f"{total / group:.2f} (choose a whole number)"
+    prompts = max(1, round(total / group))
     return (
-        "completions are counted there, prompts here: prompts_per_step = "
-        f"{device} a device x {accumulation} micro-batches / {group} generations = {prompts}; {memory}"
+        f"completions are counted there, prompts here: prompts_per_step = {prompts} "
+        f"({device} a device x {accumulation} micro-batches / {group} generations); {memory}"
     )
 
 

@@ -106,6 +106,30 @@ def test_an_error_ends_with_its_code_and_its_fix_and_a_traceback_only_on_demand(
         STAGE_TYPES["sft"] = kept
 
 
+def test_any_other_error_is_one_line_and_says_where_its_traceback_is(capsys, tmp_path):
+    def failing(settings, run):
+        raise ValueError("two\nlines")
+
+    kept = STAGE_TYPES["sft"]
+    STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: failing)
+    try:
+        flags = ["--model.name_or_path", "owner/model", "--runs_dir", str(tmp_path), "--display", "none"]
+        code, text = fails(capsys, "sft", *flags)
+    finally:
+        STAGE_TYPES["sft"] = kept
+    events = tmp_path / "sft" / "sft" / "events.jsonl"
+    assert (code, text) == (1, f"error: ValueError: two lines\n  traceback: {events}\n")
+    assert "Traceback" in json.loads(events.read_text().splitlines()[-1])["traceback"]
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly():
+    code = "from posttrain.cli import main; main(['sft', '--help'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
 def test_a_stage_verb_runs_in_its_directory_with_file_and_flags(capsys, tmp_path):
     def recording(settings, run):
         run.finish({})

@@ -16,7 +16,7 @@ from posttrain.config import (
     under,
 )
 from posttrain.errors import ConfigError
-from posttrain.settings import CompareSettings, EvalSettings, GrpoSettings, Settings, SftSettings
+from posttrain.settings import CompareSettings, EvalSettings, GrpoSettings, PretrainSettings, Settings, SftSettings
 
 
 def build(settings_class: type[Settings], toml: str = "", flags: list[str] | None = None, tmp: Path | None = None):
@@ -155,7 +155,7 @@ def test_an_integer_for_a_number_is_accepted_and_equal(tmp_path):
             'one of group_std, batch_std, none, not "group-std"; did you mean "group_std"?',
         ),
         ('model = "gpt2"\n', "c.toml:1: model is a table with keys of its own: name_or_path, "),
-        ("[beta]\nx = 1\n", "c.toml:2: unknown key beta.x: beta is a number of at least 0, not a table"),
+        ("[kl_coef]\nx = 1\n", "c.toml:2: unknown key kl_coef.x: kl_coef is a number of at least 0, not a table"),
         ('[rewards]\na = "x"\n', 'c.toml:2: rewards.a must be a number, not "x"'),
         (
             "[model]\nlora_target_modules = 3\n",
@@ -174,7 +174,7 @@ def test_messages(toml, expected, tmp_path):
     [
         (["--learning_rat", "1"], "--learning_rat: unknown key learning_rat; did you mean learning_rate?"),
         (["--model", "gpt2"], "did you mean --model.name_or_path gpt2?"),
-        (["--max_steps", "--beta", "1"], "--max_steps: needs a value: an integer of at least 1"),
+        (["--max_steps", "--kl_coef", "1"], "--max_steps: needs a value: an integer of at least 1"),
         (["--max_steps", "-3"], "--max_steps: max_steps must be an integer of at least 1, not -3"),
         (["--max_steps", "many"], '--max_steps: max_steps must be an integer of at least 1, not "many"'),
         (["nonsense"], "unexpected 'nonsense': a setting is written --key value"),
@@ -189,10 +189,17 @@ def test_messages_about_flags(flags, expected):
     [
         (
             "per_device_train_batch_size = 8\ngradient_accumulation_steps = 4\nnum_generations = 8\n",
-            "prompts_per_step = 8 a device x 4 micro-batches / 8 generations = 4; memory is set by",
+            "prompts_per_step = 4 (8 a device x 4 micro-batches / 8 generations); memory is set by",
         ),
-        ("per_device_train_batch_size = 2\nnum_generations = 8\n", "= 0.25 (choose a whole number)"),
+        (
+            "per_device_train_batch_size = 2\nnum_generations = 8\n",
+            "prompts_per_step = 1 (2 a device x 1 micro-batches / 8 generations)",
+        ),
         ("num_train_epochs = 1\n", "max_steps = epochs x rows of data / prompts_per_step"),
+        ("num_epochs = 1\n", "max_steps = epochs x rows of data / prompts_per_step"),
+        ("beta = 0.1\n", "beta is DPO's temperature; the KL penalty is kl_coef"),
+        ('report_to = "wandb"\n', "metrics.jsonl"),
+        ("push_to_hub = true\n", "hf upload"),
         ("epsilon = 0.2\n", "epsilon_low and epsilon_high"),
         ("max_prompt_length = 5\n", "data.max_length"),
         ('loss_type = "dapo"\n', "loss_aggregation"),
@@ -206,11 +213,28 @@ def test_foreign_keys_get_a_pointer(toml, expected, tmp_path):
 
 def test_rows_are_counted_for_a_stage_without_groups(tmp_path):
     text = message(SftSettings, "per_device_train_batch_size = 2\ngradient_accumulation_steps = 4\n", tmp=tmp_path)
-    assert "2 a device x 4 micro-batches = 8" in text
+    assert "rows_per_step = 8 (2 a device x 4 micro-batches)" in text
+    text = message(PretrainSettings, "per_device_train_batch_size = 2\ngradient_accumulation_steps = 4\n", tmp=tmp_path)
+    assert "documents_per_step = 8 (2 a device x 4 micro-batches)" in text
+    assert "num_train_epochs" in message(SftSettings, "num_epochs = 1\n", tmp=tmp_path)
+
+
+def test_a_dash_is_kept_in_the_names_of_a_free_table():
+    settings = build(
+        GrpoSettings, flags=["--data.columns.gold-answer", "final-answer", "--learning-rate", "1"]
+    ).settings
+    assert settings.data.columns == {"gold-answer": "final-answer"}
+    assert settings.learning_rate == 1.0
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b'seed = 1\nname = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"c\.toml:2 is not valid UTF-8"):
+        read_toml(tmp_path / "c.toml")
 
 
 def test_all_problems_come_at_once(tmp_path):
-    text = message(GrpoSettings, "learning_rat = 1\nbeta = -1\n[data]\nrows = 0\n", ["--seed", "x"], tmp_path)
+    text = message(GrpoSettings, "learning_rat = 1\nkl_coef = -1\n[data]\nrows = 0\n", ["--seed", "x"], tmp_path)
     assert text.startswith("4 problems")
     assert all(part in text for part in ("c.toml:1", "c.toml:2", "c.toml:4", "--seed"))
 
