@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean of per-problem differences, its 95% interval, and their standard deviation."""
+    """Mean of per-problem differences, its 95% interval, and the standard deviation that the interval is made of."""
 
     mean: float
     interval: Interval
@@ -78,9 +78,9 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, samples: int = 1) -> Pair
     differences = b - a
     adjusted = np.concatenate([differences, [1 / samples, -1 / samples]])
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-    centre, half = float(adjusted.mean()), z * float(adjusted.std()) / math.sqrt(len(adjusted))
+    std = float(adjusted.std())  # above 0 however alike the models are
+    centre, half = float(adjusted.mean()), z * std / math.sqrt(len(adjusted))
     mean = float(differences.mean()) if len(differences) else 0.0
-    std = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     return PairedDifference(mean, Interval(max(-1.0, centre - half), min(1.0, centre + half)), std)
 
 
@@ -117,7 +117,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_detectable_difference(std: float, problems: int, *, power: float = 0.8) -> float:
-    """Return the true mean difference that a two-sided 5% test finds with this power: (1.96 + 0.84) std / sqrt(P)."""
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2) + stats.norm.ppf(power))
+def smallest_detectable_difference(std: float, problems: int, *, tests: int = 1, power: float = 0.8) -> float:
+    """Return the true mean difference that a two-sided test at 5% / `tests` finds with this power.
+
+    For one test it is (1.96 + 0.84) std / sqrt(P); dividing by `tests` is what the first of Holm's steps asks.
+    """
+    z = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / (2 * tests)) + stats.norm.ppf(power))
     return z * std / math.sqrt(problems) if problems else math.inf

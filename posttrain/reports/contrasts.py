@@ -1,9 +1,9 @@
-"""What a comparison finds: paired differences with intervals, adjusted tests, a verdict in words for each model.
+"""What a comparison finds: paired differences with intervals, adjusted tests, a verdict in words for each pair.
 
 Floor 5: pure; knows neither files nor tables. Evaluations that were not scored alike are refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evals.evaluate import by_problem
-from posttrain.evals.stats import Interval, holm, mcnemar_p, paired_difference, paired_p, smallest_detectable_difference
+from posttrain.evals.stats import Interval, holm, paired_difference, paired_p, smallest_detectable_difference
 
 ALPHA = 0.05
 ALIKE = {  # what must agree before scores are compared, and how a message calls it
@@ -47,14 +47,13 @@ class Contrast:
 
     reference: str
     difference: float
-    interval: Interval
+    interval: Interval  # 95%, not adjusted for further tests
     p_value: float
     adjusted_p: float  # Holm, over all tests of the comparison
     verdict: Verdict
     smallest_detectable: float  # the true difference that this many problems find 4 times in 5
     fixed: int  # problems that the reference got wrong (in most samples) and the model right
     regressed: int
-    mcnemar_p: float  # of fixed and regressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class ModelResult:
     name: str
     summary: Mapping[str, Any]
     against_baseline: Contrast | None
-    against_previous: Contrast | None
+    against_previous: Contrast | None  # None where it would repeat a contrast with the baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +72,21 @@ class Comparison:
 
     baseline: str
     models: tuple[ModelResult, ...]
+    tests: int  # that the p-values are adjusted for
     examples: tuple[Mapping[str, Any], ...]
+    notices: tuple[str, ...]  # what a reader should know before believing the numbers
+
+    def findings(self) -> Iterator[tuple[Verdict, str]]:
+        """Yield a verdict and its sentence for each contrast: first those with the baseline, then the others."""
+        for name in ("against_baseline", "against_previous"):
+            for model in self.models:
+                found: Contrast | None = getattr(model, name)
+                if found is not None:
+                    yield found.verdict, _sentence(model, found)
 
     def sentences(self) -> list[str]:
-        """Return one sentence for each model but the baseline."""
-        return [_sentence(model) for model in self.models if model.against_baseline is not None]
+        """Return the findings in words."""
+        return [sentence for _, sentence in self.findings()]
 
 
 def compare_evaluations(evaluations: Sequence[Evaluation], baseline: str) -> Comparison:
@@ -85,26 +94,26 @@ def compare_evaluations(evaluations: Sequence[Evaluation], baseline: str) -> Com
     check_alike(evaluations)
     named = {evaluation.name: evaluation for evaluation in evaluations}
     pairs = {(baseline, other.name) for other in evaluations if other.name != baseline}
-    pairs |= {(a.name, b.name) for a, b in pairwise(evaluations)}
+    previous = {b.name: a.name for a, b in pairwise(evaluations) if baseline not in (a.name, b.name)}
+    pairs |= {(before, name) for name, before in previous.items()}
     ordered = sorted(pairs)
-    raw = [contrast(named[reference], named[model]) for reference, model in ordered]
+    raw = [contrast(named[reference], named[model], tests=len(pairs)) for reference, model in ordered]
     adjusted = holm([item.p_value for item in raw])
     found = {
         pair: replace(item, adjusted_p=p, verdict=_verdict(item.difference, p))
         for pair, item, p in zip(ordered, raw, adjusted, strict=True)
     }
-    previous = [None, *(evaluation.name for evaluation in evaluations[:-1])]
     models = tuple(
         ModelResult(
             evaluation.name,
             evaluation.summary,
             found.get((baseline, evaluation.name)),
-            found.get((before, evaluation.name)) if before else None,
+            found.get((previous.get(evaluation.name, ""), evaluation.name)),
         )
-        for evaluation, before in zip(evaluations, previous, strict=True)
+        for evaluation in evaluations
     )
     examples = tuple(e for other in evaluations if other.name != baseline for e in changed(named[baseline], other))
-    return Comparison(baseline, models, examples)
+    return Comparison(baseline, models, len(pairs), examples, _notices(named[baseline], evaluations))
 
 
 def check_alike(evaluations: Sequence[Evaluation]) -> None:
@@ -128,8 +137,8 @@ def check_alike(evaluations: Sequence[Evaluation]) -> None:
             )
 
 
-def contrast(reference: Evaluation, model: Evaluation) -> Contrast:
-    """Return the paired comparison of two evaluations of the same problems, not yet adjusted for further tests."""
+def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Contrast:
+    """Return the paired comparison of two evaluations of the same problems, one of `tests`, p not yet adjusted."""
     before, after = reference.means(), model.means()
     a, b = (np.array([means[problem] for problem in before]) for means in (before, after))
     paired = paired_difference(a, b, samples=int(model.summary["num_samples"]))
@@ -142,10 +151,9 @@ def contrast(reference: Evaluation, model: Evaluation) -> Contrast:
         p_value=p_value,
         adjusted_p=p_value,
         verdict=_verdict(paired.mean, p_value),
-        smallest_detectable=smallest_detectable_difference(paired.std, len(a)),
+        smallest_detectable=smallest_detectable_difference(paired.std, len(a), tests=tests),
         fixed=fixed,
         regressed=regressed,
-        mcnemar_p=mcnemar_p(fixed, regressed),
     )
 
 
@@ -177,23 +185,37 @@ def _verdict(difference: float, p_value: float) -> Verdict:
     return "better" if difference > 0 else "worse"
 
 
-def _sentence(model: ModelResult) -> str:
-    found = model.against_baseline
-    assert found is not None
+def _notices(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    asked = baseline.summary.get("template_hash")
+    others = [other.name for other in evaluations if other.summary.get("template_hash") != asked]
+    if not others:
+        return ()
+    return (
+        f"{', '.join(others)}: the questions were put in another prompt style or chat template than {baseline.name}'s",
+    )
+
+
+def _sentence(model: ModelResult, found: Contrast) -> str:
     low, high = (f"{100 * end:+.1f}" for end in found.interval)
     words = {
         "better": f"is better than {found.reference}",
         "worse": f"is worse than {found.reference}",
         "cannot tell": f"cannot be told from {found.reference}",
     }[found.verdict]
-    doubt = ""
-    if found.verdict == "cannot tell":
-        detectable = 100 * found.smallest_detectable
-        doubt = f"; {model.summary['problems']} problems show differences of {detectable:.1f} points or more"
     return (
-        f"{model.name} {words}: {100 * found.difference:+.1f} points "
-        f"(95% CI {low} to {high}, {_p(found.adjusted_p)}){doubt}."
+        f"{model.name} {words}: {100 * found.difference:+.1f} points (95% CI {low} to {high}, {_p(found.adjusted_p)}), "
+        f"{found.fixed} fixed, {found.regressed} lost{_doubt(model, found)}."
     )
+
+
+def _doubt(model: ModelResult, found: Contrast) -> str:
+    """What to add where a verdict is open, or where the interval seems to say something else."""
+    excludes_zero = found.interval.low > 0 or found.interval.high < 0
+    if found.verdict != "cannot tell":
+        return "" if excludes_zero else "; the interval, an approximation, still holds 0"
+    conflict = "; the interval leaves out 0, but is not adjusted for the other tests" if excludes_zero else ""
+    detectable = f"{100 * found.smallest_detectable:.1f}"
+    return f"{conflict}; {model.summary['problems']} problems show differences of {detectable} points or more"
 
 
 def _p(value: float) -> str:

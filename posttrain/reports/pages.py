@@ -3,15 +3,16 @@
 Floor 5: lays out what `contrasts.py` found, and computes nothing. Only what passes its adjusted test is bold.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from posttrain.reports.contrasts import Comparison, Contrast, ModelResult
-from posttrain.reports.tables import WIDE, Cell, Table, bar, render_markdown, render_terminal
+from posttrain.reports.contrasts import Comparison, Contrast
+from posttrain.reports.tables import Cell, Table, bar, fits, render_markdown, render_terminal
 
 STYLES = {"better": "bold green", "worse": "bold red", "cannot tell": "yellow"}
 OUTCOMES = {  # of a sample under strict grading: header, character of the bar
@@ -27,37 +28,46 @@ NONE = Cell("-", style="dim")
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print tables and sentences, fitted to the console's width."""
+    width = console.width - 1  # of the margin
+    with_bar = fits(outcome_table(comparison, with_bar=True), width=width)
     console.print()
-    for table in tables(comparison, wide=console.width >= WIDE):
-        console.print(Padding(render_terminal(table, width=console.width), (0, 0, 1, 1)))
-    for model, sentence in zip(_compared(comparison), comparison.sentences(), strict=True):
-        assert model.against_baseline is not None
-        style = STYLES[model.against_baseline.verdict].removeprefix("bold ")
-        console.print(Padding(Text.assemble(("● ", style), sentence), (0, 1, 0, 1)))
+    for table in tables(comparison, with_bar=with_bar):
+        console.print(Padding(render_terminal(table, width=width), (0, 0, 1, 1)))
+    for verdict, sentence in comparison.findings():
+        console.print(_bullet(sentence, STYLES[verdict].removeprefix("bold ")))
+    for notice in comparison.notices:
+        console.print(_bullet(notice, "yellow", "!"))
     console.print()
+
+
+def _bullet(sentence: str, style: str, mark: str = "●") -> RichTable:
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    grid.add_row("", Text(mark, style=style), Text(sentence, overflow="fold"))
+    return grid
 
 
 def markdown(comparison: Comparison) -> str:
     """Return the page: verdicts, tables, and problems whose outcome changed."""
     summary = comparison.models[0].summary
-    parts = [f"# Comparison on {summary['task']}", "\n".join(f"- {line}" for line in comparison.sentences())]
-    parts += [render_markdown(table) for table in tables(comparison, wide=False)]
+    lines = [*comparison.sentences(), *comparison.notices]
+    parts = [f"# Comparison on {summary['task']}", "\n".join(f"- {line}" for line in lines)]
+    parts += [render_markdown(table) for table in tables(comparison, with_bar=False)]
     parts += [_provenance(summary)]
     if comparison.examples:
         parts += ["## Problems whose outcome changed", *(_example(example) for example in comparison.examples)]
     return "\n\n".join(parts) + "\n"
 
 
-def tables(comparison: Comparison, *, wide: bool) -> list[Table]:
-    """Return the tables in order: accuracy, outcomes, changed problems, and pass@k where there are several samples."""
-    found = [accuracy_table(comparison), outcome_table(comparison, with_bar=wide), change_table(comparison)]
+def tables(comparison: Comparison, *, with_bar: bool) -> list[Table]:
+    """Return the tables in order: accuracy, outcomes, and pass@k where there are several samples."""
+    found = [accuracy_table(comparison), outcome_table(comparison, with_bar=with_bar)]
     if comparison.models[0].summary["num_samples"] > 1:
         found.append(pass_table(comparison))
     return found
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """Strict accuracy with its interval, and the paired differences."""
+    """Strict accuracy with its interval, and the paired difference from the baseline."""
     summary = comparison.models[0].summary
     rows = []
     for model in comparison.models:
@@ -71,16 +81,15 @@ def accuracy_table(comparison: Comparison) -> Table:
                 Cell(model.name, style="bold" if model.name == comparison.baseline else ""),
                 accuracy,
                 _difference(model.against_baseline),
-                _difference(model.against_previous),
                 verdict,
             )
         )
     return Table(
         f"Accuracy on {summary['task']}, strict, with 95% intervals",
-        ("model", "accuracy", f"vs {comparison.baseline}", "vs row above", "verdict"),
+        ("model", "accuracy", f"vs {comparison.baseline}", "verdict"),
         tuple(rows),
         f"{summary['problems']} problems x {summary['num_samples']}; paired differences in points; "
-        "bold where the Holm-adjusted test passes",
+        f"intervals unadjusted; p and verdicts Holm-adjusted ({comparison.tests} test{'s' * (comparison.tests > 1)})",
     )
 
 
@@ -105,35 +114,13 @@ def outcome_table(comparison: Comparison, *, with_bar: bool) -> Table:
                 Cell(f"{model.summary['mean_length']:.0f}"),
             )
         )
-    legend = f"outcomes: {'  '.join(f'{character} {header}' for header, character in occurring.values())}\n"
+    legend = f"{'  '.join(f'{character} {header}' for header, character in occurring.values())}\n"
     return Table(
         "How the samples ended, under strict grading",
         (*headers, "lenient", "tokens"),
         tuple(rows),
         f"{legend if with_bar else ''}format: no answer in the required form; lenient: right in any form; "
         "tokens: mean length",
-    )
-
-
-def change_table(comparison: Comparison) -> Table:
-    """Problems won and lost against the baseline."""
-    rows = [
-        (
-            Cell(model.name),
-            Cell(str(found.fixed)),
-            Cell(str(found.regressed)),
-            Cell(_p(found.mcnemar_p)),
-            Cell(_p(found.adjusted_p), style="bold" if found.verdict != "cannot tell" else ""),
-            Cell(_points(found.smallest_detectable)),
-        )
-        for model in _compared(comparison)
-        if (found := model.against_baseline)
-    ]
-    return Table(
-        f"Problems that changed against {comparison.baseline}",
-        ("model", "fixed", "lost", "McNemar p", "adjusted p", "detectable"),
-        tuple(rows),
-        "detectable: the true difference in points that this many problems find 4 times in 5",
     )
 
 
@@ -144,10 +131,6 @@ def pass_table(comparison: Comparison) -> Table:
         (Cell(model.name), *(Cell(_percent(model.summary["pass_at_k"][k])) for k in ks)) for model in comparison.models
     ]
     return Table("Solved within k samples (unbiased)", ("model", *(f"pass@{k}" for k in ks)), tuple(rows))
-
-
-def _compared(comparison: Comparison) -> Iterator[ModelResult]:
-    return (model for model in comparison.models if model.against_baseline is not None)
 
 
 def _difference(found: Contrast | None) -> Cell:
@@ -168,10 +151,6 @@ def _percent(share: float) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _provenance(summary: Mapping[str, Any]) -> str:

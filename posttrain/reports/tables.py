@@ -1,17 +1,18 @@
 """Tables for the terminal and for Markdown, from one description.
 
-Floor 5: knows cells and styles, not what they mean. A cell's detail (an interval) stands beside its value where the
-terminal is wide, and under it where it is not.
+Floor 5: knows cells and styles, not what they mean. A cell's detail (an interval) stands beside its value where there
+is room, else under it; where even that is too wide, each row becomes a block. No number is ever cut.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-WIDE = 100  # columns of a terminal from which details stand beside values
+UNBOUNDED = 10_000  # columns: wider than any table
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +34,52 @@ class Table:
     caption: str = ""
 
 
-def render_terminal(table: Table, *, width: int) -> RichTable:
-    """Return the table for a terminal of `width` columns."""
-    wide = width >= WIDE
-    rendered = RichTable(
-        title=Text(table.title, style="bold"),
-        title_justify="left",
-        caption=Text(table.caption, style="dim") if table.caption else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        header_style="dim",
-        pad_edge=False,
-        padding=(0, 1),
-        show_lines=False,
-    )
+def render_terminal(table: Table, *, width: int) -> Group:
+    """Return the table for a terminal of `width` columns; one block for each row where its columns do not fit."""
+    layouts = (_in_columns(table, beside=True), _in_columns(table, beside=False))
+    cells = next((layout for layout in layouts if _width(layout) <= width), _in_blocks(table, width))
+    caption = [Text(table.caption, style="dim")] if table.caption else []
+    return Group(Text(table.title, style="bold"), cells, *caption)
+
+
+def fits(table: Table, *, width: int) -> bool:
+    """Return whether the columns stand side by side in `width`."""
+    return _width(_in_columns(table, beside=False)) <= width
+
+
+def _in_columns(table: Table, *, beside: bool) -> RichTable:
+    rendered = _frame(show_header=True)
     for index, header in enumerate(table.headers):
-        rendered.add_column(header, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
-    roomy = not wide and any(cell.detail for row in table.rows for cell in row)
+        rendered.add_column(header, justify="left" if index == 0 else "right", no_wrap=True)
+    roomy = not beside and any(cell.detail for row in table.rows for cell in row)
     for number, row in enumerate(table.rows):
-        rendered.add_row(*(_terminal_cell(cell, wide) for cell in row))
+        rendered.add_row(*(_terminal_cell(cell, beside) for cell in row))
         if roomy and number + 1 < len(table.rows):
             rendered.add_row()
     return rendered
+
+
+def _in_blocks(table: Table, width: int) -> RichTable:
+    """The row's name over its values, a line for each, with the header before it."""
+    rendered = _frame(show_header=False)
+    rendered.add_column(style="dim", overflow="fold", max_width=width // 2)
+    rendered.add_column(overflow="fold")
+    for number, (name, *cells) in enumerate(table.rows):
+        rendered.add_row(Text(name.text, style="not dim bold"))
+        for header, cell in zip(table.headers[1:], cells, strict=True):
+            rendered.add_row(header, _terminal_cell(cell, beside=True))
+        if number + 1 < len(table.rows):
+            rendered.add_row()
+    return rendered
+
+
+def _frame(*, show_header: bool) -> RichTable:
+    return RichTable(box=box.SIMPLE_HEAD, header_style="dim", show_header=show_header, pad_edge=False, padding=(0, 1))
+
+
+def _width(rendered: RichTable) -> int:
+    """The columns that a table needs to show every cell whole."""
+    return Console(width=UNBOUNDED).measure(rendered).maximum
 
 
 def render_markdown(table: Table) -> str:
@@ -78,10 +103,10 @@ def bar(shares: Sequence[tuple[float, str]], width: int) -> str:
     return "".join(character * count for count, (_, character) in zip(cells, shares, strict=True)).ljust(width)
 
 
-def _terminal_cell(cell: Cell, wide: bool) -> Text:
+def _terminal_cell(cell: Cell, beside: bool) -> Text:
     text = Text(cell.text, style=cell.style)
     if cell.detail:
-        text.append(f" ({cell.detail})" if wide else f"\n{cell.detail}", style="not bold dim")
+        text.append(f" ({cell.detail})" if beside else f"\n{cell.detail}", style="not bold dim")
     return text
 
 

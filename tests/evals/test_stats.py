@@ -79,6 +79,8 @@ def test_holm_by_hand() -> None:
 
 def test_smallest_detectable_difference_by_hand() -> None:
     assert smallest_detectable_difference(0.5, 200) == pytest.approx((1.959964 + 0.841621) * 0.5 / math.sqrt(200))
+    three = smallest_detectable_difference(0.5, 200, tests=3)  # each at 5% / 3
+    assert three == pytest.approx((2.393980 + 0.841621) * 0.5 / math.sqrt(200))
 
 
 def test_paired_difference_by_hand() -> None:
@@ -95,6 +97,7 @@ def test_models_that_agree_everywhere_still_leave_doubt() -> None:
     found = paired_difference(same, same)
     assert found.mean == 0.0
     assert found.interval.low < -0.01 < 0.01 < found.interval.high
+    assert smallest_detectable_difference(found.std, len(same)) == pytest.approx(2.801585 * math.sqrt(2 / 102) / 10)
 
 
 def simulate(rng: np.random.Generator, problems: int, samples: int, gain: float) -> tuple[np.ndarray, np.ndarray]:

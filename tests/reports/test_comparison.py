@@ -62,13 +62,56 @@ def test_verdicts_follow_the_paired_tests(evaluations: dict[str, Path], tmp_path
     assert sft.against_baseline is not None
     assert (sft.against_baseline.difference, sft.against_baseline.verdict) == (0.4, "better")
     assert (sft.against_baseline.fixed, sft.against_baseline.regressed) == (80, 0)
-    assert sft.against_previous == sft.against_baseline
+    assert sft.against_previous is None  # it would repeat the contrast with the baseline
     assert grpo.against_baseline is not None
     assert grpo.against_baseline.verdict == "better"
     assert grpo.against_previous is not None
     assert (grpo.against_previous.reference, grpo.against_previous.verdict) == ("sft", "cannot tell")
     assert grpo.against_previous.p_value == pytest.approx(2 / 2**3)
     assert grpo.against_previous.adjusted_p == pytest.approx(2 / 2**3)  # the largest of three
+
+
+def test_the_step_from_each_model_to_the_next_is_put_in_words(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    assert compare(evaluations, "base", tmp_path).sentences() == [
+        "sft is better than base: +40.0 points (95% CI +32.7 to +46.5, p < 0.001), 80 fixed, 0 lost.",
+        "grpo is better than base: +41.5 points (95% CI +34.2 to +48.0, p < 0.001), 83 fixed, 0 lost.",
+        "grpo cannot be told from sft: +1.5 points (95% CI -0.7 to +3.6, p = 0.250), 3 fixed, 0 lost; "
+        "200 problems show differences of 3.6 points or more.",
+    ]
+
+
+def test_each_pair_is_tested_once_wherever_the_baseline_stands(evaluations: dict[str, Path], tmp_path: Path) -> None:
+    found = compare(evaluations, "sft", tmp_path)
+    assert found.tests == 2
+    assert len(found.sentences()) == 2
+
+
+def test_equal_models_claim_no_perfect_eyesight(tmp_path: Path) -> None:
+    found = {name: write_evaluation(tmp_path / name, outcomes(50)) for name in ("base", "grpo")}
+    (sentence,) = compare(found, "base", tmp_path).sentences()
+    assert sentence.endswith("200 problems show differences of 2.0 points or more.")
+
+
+def test_an_interval_that_disagrees_with_its_verdict_is_explained(tmp_path: Path) -> None:
+    rights = {"base": 100, "a": 106, "b": 106}
+    found = {name: write_evaluation(tmp_path / name, outcomes(right)) for name, right in rights.items()}
+    comparison = compare(found, "base", tmp_path)
+    assert "cannot be told from base" in comparison.sentences()[0]
+    assert "the interval leaves out 0, but is not adjusted for the other tests" in comparison.sentences()[0]
+    assert "intervals unadjusted" in markdown(comparison)
+
+
+def test_another_way_of_asking_is_noticed(tmp_path: Path) -> None:
+    found = {
+        name: write_evaluation(tmp_path / name, outcomes(right), template_hash=template)
+        for name, right, template in (("base", 20, "a"), ("sft", 90, "b"), ("grpo", 100, "b"))
+    }
+    notice = "sft, grpo: the questions were put in another prompt style or chat template than base's"
+    comparison = compare(found, "base", tmp_path)
+    assert comparison.notices == (notice,)
+    assert notice in markdown(comparison)
+    same = compare({name: found[name] for name in ("sft", "grpo")}, "sft", tmp_path)
+    assert same.notices == ()
 
 
 def test_adjustment_is_over_every_test_on_the_page(tmp_path: Path) -> None:
@@ -130,22 +173,26 @@ def test_missing_evaluations_and_baselines_are_named(evaluations: dict[str, Path
         compare(evaluations, "dpo", tmp_path)
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_terminal_shows_whole_lines_at_any_width(evaluations: dict[str, Path], tmp_path: Path, width: int) -> None:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     print_comparison(compare(evaluations, "base", tmp_path), console)
     text = console.file.getvalue()
     lines = text.splitlines()
     assert max(len(line) for line in lines) <= width
-    for whole in ("50.0%", "+40.0", "better", "grpo is better than base", "vs row above"):
+    for whole in ("10.0%", "50.0%", "51.5%", "6.6 to 14.9", "+40.0", "+32.7 to +46.5", "better", "90.0%", "48.5%"):
         assert whole in text
-    assert any(line.split()[:1] == ["grpo"] and "51.5%" in line for line in lines)
+    for name in ("base", "sft", "grpo"):
+        assert sum(line.split()[:1] == [name] for line in lines) == 2  # in both tables
+    if width >= 80:
+        assert len(lines) <= 40
+        assert any(line.split()[:2] == ["grpo", "51.5%"] for line in lines)
 
 
 def test_bold_marks_only_what_passes_its_test(evaluations: dict[str, Path], tmp_path: Path) -> None:
-    page = markdown(compare(evaluations, "base", tmp_path))
-    row = next(line for line in page.splitlines() if line.startswith("| grpo") and "better" in line)
-    assert "**+41.5**" in row
+    page = markdown(compare(evaluations, "sft", tmp_path))
+    assert "**-40.0** (" in page
+    row = next(line for line in page.splitlines() if line.startswith("| grpo") and "cannot tell" in line)
     assert "+1.5 (" in row
     assert "**+1.5**" not in row
 

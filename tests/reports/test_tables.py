@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from posttrain.reports.tables import Cell, Table, bar, render_markdown, render_terminal
+from posttrain.reports.tables import Cell, Table, bar, fits, render_markdown, render_terminal
 
 TABLE = Table(
     "Title",
@@ -23,8 +23,15 @@ def shown(width: int) -> list[str]:
 
 def test_details_stand_beside_values_where_there_is_room() -> None:
     assert any("3.0% (2.0 to 4.0)" in line for line in shown(120))
-    narrow = shown(80)
+    narrow = shown(26)
     assert narrow[narrow.index(next(line for line in narrow if "3.0%" in line)) + 1] == "2.0 to 4.0"
+
+
+def test_rows_become_blocks_where_columns_do_not_fit() -> None:
+    blocks = shown(20)
+    assert not fits(TABLE, width=20)
+    assert [line.split() for line in blocks if "3.0%" in line] == [["accuracy", "3.0%"]]
+    assert "".join("".join(blocks).split()).count("(45.0to55.0)") == 1  # folded, not cut
 
 
 def test_markdown_escapes_names_and_keeps_emphasis() -> None:
