@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from posttrain.config import near_match
@@ -38,9 +38,14 @@ def _shortest_name(own: tuple[str, ...], everyone: Sequence[tuple[str, ...]]) ->
 
 
 def show_comparison(directory: Path) -> None:
-    """Print the comparison of a finished stage as it was printed when it was made."""
+    """Print the comparison of a finished stage as it was printed when it was made; point to one of an older layout."""
     content = json.loads((directory / "comparison.json").read_bytes())
-    print_comparison(TypeAdapter(Comparison).validate_python(content), Console())
+    try:
+        comparison = TypeAdapter(Comparison).validate_python(content)
+    except ValidationError:
+        print(directory / "comparison.md")
+    else:
+        print_comparison(comparison, Console())
 
 
 def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:

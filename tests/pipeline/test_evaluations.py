@@ -1,12 +1,17 @@
 """Which evaluations a user means by the directories named."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from posttrain.errors import ConfigError
-from posttrain.pipeline.evaluations import choose_baseline, find_evaluations
+from posttrain.evals.evaluate import Sample, summarise
+from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, show_comparison
+from posttrain.reports.contrasts import Evaluation, compare_evaluations
+from posttrain.reports.pages import print_comparison
 
 
 def make(directory: Path, file: str = "artifact/summary.json") -> Path:
@@ -44,6 +49,34 @@ def test_a_runs_evaluations_come_as_it_made_them(tmp_path):
         directory = make(tmp_path / "demo" / name)
         (directory / "events.jsonl").write_text(json.dumps({"event": "opened", "time": float(time)}) + "\n")
     assert list(find_evaluations([tmp_path / "demo"])) == ["base", "sft_eval", "grpo_eval"]
+
+
+def evaluation(name: str, right: int) -> Evaluation:
+    """20 problems of which the first are solved."""
+    fields = {"sample": 0, "gold": "1", "completion": "1", "num_tokens": 1, "stop_reason": "eos", "extracted": "1"}
+    samples = [
+        Sample(
+            problem_id=f"{i:02d}", prompt="?", category="correct" if i < right else "wrong_answer", strict=i < right,
+            lenient=i < right, rule=None, reason="", **fields,
+        )
+        for i in range(20)
+    ]  # fmt: skip
+    alike = {"task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "boxed", "sampling": {}}
+    summary = summarise(samples) | alike | {"data_fingerprint": "d", "seed": 0}
+    return Evaluation(name, summary, [asdict(sample) for sample in samples])
+
+
+def test_a_finished_comparison_is_shown_as_it_was(tmp_path, capsys):
+    comparison = compare_evaluations([evaluation("base", 4), evaluation("late", 18)], "base")
+    print_comparison(comparison, Console())
+    first = capsys.readouterr().out
+    assert "late" in first
+    (tmp_path / "comparison.json").write_text(json.dumps(asdict(comparison)))
+    show_comparison(tmp_path)
+    assert capsys.readouterr().out == first
+    (tmp_path / "comparison.json").write_text('{"baseline": "base"}')
+    show_comparison(tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path / 'comparison.md'}\n"
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):
