@@ -70,22 +70,6 @@ def render_training_tree(
     return _conversation_tree(row, tokenizer, end, chat_template_kwargs)
 
 
-def turn_end_id(
-    tokenizer: "PreTrainedTokenizerBase", *, chat_template_kwargs: TemplateSettings | None = None
-) -> int | None:
-    """Return the id that the chat template ends an assistant turn with, where generation must stop; None without one.
-
-    It may differ from the tokenizer's end-of-sequence id: base models often ship a template that ends turns otherwise.
-    """
-    if tokenizer.chat_template is None:
-        return None
-    turns = (Message(role="user", content="a"), Message(role="assistant", content="b"))
-    probe = Row("probe", "messages", "probe:1", messages=turns)
-    pieces = _turn_pieces(_template(probe, tokenizer, chat_template_kwargs), turns, 1, _added_tokens(tokenizer))
-    ids = _encode(tokenizer, pieces[-1][0]) if pieces else []
-    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
-
-
 def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the tokens of a tree as lines of equal mark: prompt, trained or untrained, count, tokens between bars."""
     lines = [_describe_run("prompt", tree.prompt_ids, tokenizer)]

@@ -25,6 +25,8 @@ from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import TokenLogprobs
 from posttrain.models.lora import frozen_copy, reference
 from posttrain.records import TokenTree, Tree
+from posttrain.rewards import GOLD_REWARDS
+from posttrain.rewards.scoring import require_gold
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.settings import GrpoSettings
 from posttrain.stages.checks import check_settings
@@ -44,6 +46,8 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     check_settings(settings)
     rows = load_rows(settings.data, seed=settings.seed)
     require_kind(rows, ("prompt", "prompt_completion"), "grpo")
+    if GOLD_REWARDS & settings.rewards.keys():
+        require_gold(rows)
     loaded = load_model(settings.model, seed=settings.seed)
     prompts, dropped = drop_overlong(
         rows,

@@ -17,7 +17,6 @@ from posttrain.data.chat import (
     render_prompt,
     render_training_tree,
     token_length,
-    turn_end_id,
 )
 from posttrain.data.rows import Row, build_row, freeze
 from posttrain.errors import DataError
@@ -221,15 +220,6 @@ def test_template_without_end_tokens_ends_in_the_end_of_sequence(with_template: 
     tokenizer = with_template(UNMARKED_TURNS)
     tree = render_training_tree(row("messages", messages=[ASK, REPLY]), tokenizer)
     assert trained_text(tree, tokenizer) == [f" {REPLY['content']}\n<|im_end|>"]
-    assert turn_end_id(tokenizer) is None
-
-
-def test_turn_end_is_the_templates_own(
-    chatml: Tokenizer, llama3: Tokenizer, with_template: Callable[..., Tokenizer]
-) -> None:
-    assert turn_end_id(chatml) == chatml.eos_token_id
-    assert turn_end_id(llama3) == llama3.convert_tokens_to_ids("<|eot_id|>") != llama3.eos_token_id
-    assert turn_end_id(with_template(None)) is None
 
 
 def test_messages_without_a_template_are_refused_with_the_ways_out(with_template: Callable[..., Tokenizer]) -> None:
