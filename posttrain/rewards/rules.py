@@ -46,7 +46,7 @@ def gold_column(columns: Any) -> Sequence[Any]:
             return columns[name]
     raise RewardError(
         f"grading needs a column {' or '.join(GOLD_COLUMNS)}; the rows have: {', '.join(columns) or 'none'}",
-        fix='[data] columns = {answer = "<your gold column>"}',
+        fix='data.columns.answer = "<your gold column>"',
     )
 
 

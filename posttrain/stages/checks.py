@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from posttrain.errors import ConfigError
 from posttrain.nano.corpus import PARTS
 from posttrain.rewards.scoring import check_names
-from posttrain.settings import EvalSettings, GrpoSettings, PretrainSettings, StageSettings
+from posttrain.settings import EvalSettings, GrpoSettings, ModelSettings, PretrainSettings, StageSettings
 
 Problem = tuple[str, ConfigError]  # dotted key, error
 
@@ -18,6 +18,7 @@ def settings_problems(settings: StageSettings) -> Iterator[Problem]:
     if isinstance(settings, GrpoSettings):
         yield from grpo_problems(settings)
     elif isinstance(settings, PretrainSettings):
+        yield from ignored_model_problems(settings.model)
         yield from blend_problems("blend", settings.blend)
         yield from blend_problems("mid_training_blend", settings.mid_training_blend)
     elif isinstance(settings, EvalSettings) and settings.num_samples > 1 and settings.sampling.temperature == 0:
@@ -65,6 +66,13 @@ def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
                 fix="--model.lora_dropout 0.0",
             ),
         )
+
+
+def ignored_model_problems(model: ModelSettings) -> Iterator[Problem]:
+    """Yield the settings of a loaded model: pretrain makes its own, and trains all of it."""
+    for name in sorted(model.model_fields_set - {"dtype", "device", "layout"}):
+        if getattr(model, name) != ModelSettings.model_fields[name].get_default():
+            yield f"model.{name}", ConfigError(f"model.{name} has no meaning for pretrain, which makes its model")
 
 
 def blend_problems(name: str, blend: Mapping[str, float]) -> Iterator[Problem]:

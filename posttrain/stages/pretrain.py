@@ -4,23 +4,22 @@ Floor 5. The documents of a step are derived from the seed and the step, so a re
 document is a tree whose prompt is its first token: packed documents never see one another.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from posttrain.errors import ConfigError
 from posttrain.models.devices import resolve_device, resolve_dtype
 from posttrain.models.lm import LoadedModel, export_merged
 from posttrain.models.support import prepare_attention
-from posttrain.nano.corpus import BLEND, MID_TRAINING_BLEND, PARTS, documents
+from posttrain.nano.corpus import BLEND, MID_TRAINING_BLEND, documents
 from posttrain.nano.tokenizer import train_tokenizer
 from posttrain.records import Branch, TokenTree
 from posttrain.runs.directory import StageRun
 from posttrain.seeds import derive_seed
-from posttrain.settings import ModelSettings, PretrainSettings
+from posttrain.settings import PretrainSettings
+from posttrain.stages.checks import check_settings
 from posttrain.stages.optimize import Updater, token_mean_loss, trained_tokens
 
 TOKENIZER_DOCUMENTS = 8000
@@ -28,9 +27,9 @@ TOKENIZER_DOCUMENTS = 8000
 
 def pretrain(settings: PretrainSettings, run: StageRun) -> None:
     """Train a base model from nothing and publish it, in bfloat16, as the run's artifact."""
-    check_model_settings(settings.model)
-    blend = checked_blend("blend", settings.blend) or BLEND
-    mid_training_blend = checked_blend("mid_training_blend", settings.mid_training_blend) or MID_TRAINING_BLEND
+    check_settings(settings)
+    blend = settings.blend or BLEND
+    mid_training_blend = settings.mid_training_blend or MID_TRAINING_BLEND
     sample = documents(mid_training_blend, seed=derive_seed(settings.seed, "tokenizer"))
     tokenizer = train_tokenizer(islice(sample, TOKENIZER_DOCUMENTS), settings.vocab_size, settings.context_length)
     loaded = fresh_llama(settings, tokenizer)
@@ -52,23 +51,6 @@ def pretrain(settings: PretrainSettings, run: StageRun) -> None:
         run.save(step, lambda: updater.state({"progress": progress}))
     run.publish_artifact(lambda directory: export_merged(replace(loaded, dtype=torch.bfloat16), directory))
     run.finish({"steps": settings.max_steps, **progress})
-
-
-def check_model_settings(model: ModelSettings) -> None:
-    """Raise ConfigError for settings of a model that is loaded: this one is made."""
-    for name in sorted(model.model_fields_set - {"dtype", "device", "layout"}):
-        if getattr(model, name) != ModelSettings.model_fields[name].get_default():
-            raise ConfigError(f"pretrain makes its model and trains all of it: model.{name} has no meaning here")
-
-
-def checked_blend(name: str, blend: Mapping[str, float]) -> Mapping[str, float]:
-    """Return the blend; raise ConfigError for a part that the corpus does not have."""
-    for part in blend:
-        if part not in PARTS:
-            raise ConfigError(f"unknown corpus part {part} in {name}; expected some of {', '.join(PARTS)}")
-    if blend and not any(blend.values()):
-        raise ConfigError(f"all weights in {name} are 0")
-    return blend
 
 
 def document_tree(text: str, tokenizer: PreTrainedTokenizerBase) -> TokenTree:

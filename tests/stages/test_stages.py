@@ -65,7 +65,7 @@ def grpo_settings(directory: str, **options: Any) -> GrpoSettings:
 
 def pretrain_settings(directory: str) -> PretrainSettings:
     return PretrainSettings(
-        model=model_settings(directory),
+        model=ModelSettings(dtype="float32", device="cpu"),
         hidden_size=32,
         num_hidden_layers=1,
         intermediate_size=64,
