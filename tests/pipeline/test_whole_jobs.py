@@ -100,7 +100,19 @@ def test_eval_and_grpo_on_gsm8k_rows(name: str, models: dict[str, str], tmp_path
     data = write_rows(tmp_path / "train.jsonl", GSM8K)
     common = ["--data.path", data, "--model.name_or_path", models[name], "--model.dtype", "float32"]
     runs = ["--runs_dir", str(tmp_path / "runs"), "--sampling.max_completion_length", "8"]
-    call("eval", "--task", "gsm8k", *common, *runs, "--name", "base", "--num_samples", "2")
+    call(
+        "eval",
+        "--task",
+        "gsm8k",
+        *common,
+        *runs,
+        "--name",
+        "base",
+        "--num_samples",
+        "2",
+        "--sampling.temperature",
+        "1.0",
+    )
     summary = json.loads((tmp_path / "runs/base/eval/artifact/summary.json").read_text())
     assert summary["problems"] == 12
     assert sum(summary["categories"].values()) == pytest.approx(1.0)
