@@ -4,9 +4,14 @@ Floor 1. Knows a tokenizer and its chat template, no model. The mask comes from 
 never from a search for strings; the prompt's ids are always a true prefix of the prompt and completion's.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from functools import lru_cache, partial
 from itertools import chain, groupby, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,43 +26,38 @@ logger = logging.getLogger(__name__)
 
 Rendered = TypeVar("Rendered", Prompt, TokenTree)
 Piece = tuple[str, bool]  # a stretch of rendered text, and whether it is trained
-TemplateSettings = Mapping[str, Any]
+
+PROMPT_DATE = date(2024, 7, 26)  # what Llama 3's templates fall back to where they cannot ask for the day
+DATE_CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
 
 
-def render_prompt(
-    row: Row, tokenizer: "PreTrainedTokenizerBase", *, chat_template_kwargs: TemplateSettings | None = None
-) -> Prompt:
+def render_prompt(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
     """Return a row's prompt as the model meets it when it is to answer.
 
     A string is tokenized as it is, after the BOS that the tokenizer adds by default; messages go through the chat
-    template, which writes its own. Raises DataError for a row without a prompt or a tokenizer without a template.
+    template, which writes its own, with the settings in the row's column `chat_template_kwargs` and PROMPT_DATE as
+    today's date. Raises DataError for a row without a prompt or a tokenizer without a template.
     """
     if row.prompt is None:
         raise DataError(f"{row.origin} is a {row.kind} row, expected one with a prompt")
     if isinstance(row.prompt, str):
         ids = _with_leading_ids(tokenizer, _encode(tokenizer, row.prompt))
     else:
-        text = _template(row, tokenizer, chat_template_kwargs)(row.prompt, add_generation_prompt=True)
+        text = _template(row, tokenizer)(row.prompt, add_generation_prompt=True)
         ids = _encode(tokenizer, text)
     if not ids:
         raise DataError(f"{row.origin}: the prompt has no token")
     return Prompt(id=row.id, ids=tuple(ids), content=row.prompt, columns=row.columns)
 
 
-def render_training_tree(
-    row: Row,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    eos_id: int | None = None,
-    chat_template_kwargs: TemplateSettings | None = None,
-) -> TokenTree:
+def render_training_tree(row: Row, tokenizer: "PreTrainedTokenizerBase") -> TokenTree:
     """Return a row's prompt and the one completion to train on, its end token (or the template's) trained too.
 
     Conversations: assistant turns from the completion on (of `messages`: all) are trained, what stands between them
-    is not. Text: the first token is the prompt. `eos_id` None takes the tokenizer's. Raises DataError when no token
-    would be trained, or when the template gives no prompt that the completion continues.
+    is not. Text: the first token is the prompt. Raises DataError when no token would be trained, or when the template
+    gives no prompt that the completion continues.
     """
-    end = tokenizer.eos_token_id if eos_id is None else eos_id
+    end = tokenizer.eos_token_id
     if end is None:
         raise DataError(f"{_name(tokenizer)} has no end-of-sequence token: the model would never learn to stop")
     if row.text is not None:
@@ -67,7 +67,7 @@ def render_training_tree(
         prompt, completion = encode_pieces(tokenizer, [row.prompt, row.completion])
         marked = [(id, 1) for id in _ending_in(end, completion)]
         return _checked_tree(row, _with_leading_ids(tokenizer, prompt), marked)
-    return _conversation_tree(row, tokenizer, end, chat_template_kwargs)
+    return _conversation_tree(row, tokenizer, end)
 
 
 def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -80,14 +80,47 @@ def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
     return "\n".join(lines)
 
 
+class RenderedRows(Mapping[str, Rendered]):
+    """Prompts or trees by row id, in order, each made when it is asked for of what it is packed into."""
+
+    def __init__(self) -> None:
+        self._packed: dict[str, Callable[[], Rendered]] = {}
+
+    def add(self, row_id: str, rendered: Rendered) -> None:
+        """Pack what a row was rendered to."""
+        self._packed[row_id] = _packed(rendered)
+
+    def __getitem__(self, row_id: str) -> Rendered:
+        return self._packed[row_id]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+def _packed(rendered: Rendered) -> Callable[[], Rendered]:
+    """Return a function that gives an equal one, and holds 5 bytes a token and 600 a row; tuples hold up to 44 a token.
+
+    To render again instead would take 2.5 microseconds a token, which a small model's update on a GPU doesn't need.
+    """
+    if isinstance(rendered, Prompt):
+        rest, ids = replace(rendered, ids=()), array("i", rendered.ids)
+        return lambda: replace(rest, ids=tuple(ids))
+    prompt_ids = array("i", rendered.prompt_ids)
+    branches = [(array("i", branch.ids), bytes(branch.mask)) for branch in rendered.branches]
+    return lambda: TokenTree(tuple(prompt_ids), tuple(Branch(tuple(ids), tuple(mask)) for ids, mask in branches))
+
+
 def drop_overlong(
     rows: Sequence[Row], render: Callable[[Row], Rendered], *, max_length: int, reserve: int = 0
-) -> tuple[dict[str, Rendered], list[Row]]:
+) -> tuple[RenderedRows[Rendered], list[Row]]:
     """Render rows and return, by row id in order, those within max_length tokens, and the rows dropped.
 
     `reserve` is room kept for tokens still to be sampled. Drops are logged; raises DataError when all rows drop.
     """
-    kept: dict[str, Rendered] = {}
+    kept: RenderedRows[Rendered] = RenderedRows()
     dropped: list[Row] = []
     shortest: int | None = None
     for row in rows:
@@ -95,7 +128,7 @@ def drop_overlong(
         length = token_length(rendered) + reserve
         shortest = length if shortest is None else min(shortest, length)
         if length <= max_length:
-            kept[row.id] = rendered
+            kept.add(row.id, rendered)
         else:
             dropped.append(row)
     if dropped:
@@ -168,11 +201,9 @@ def _describe_run(mark: str, ids: Iterable[int], tokenizer: "PreTrainedTokenizer
 # --- conversations ---------------------------------------------------------------------------------------------
 
 
-def _conversation_tree(
-    row: Row, tokenizer: "PreTrainedTokenizerBase", end: int, chat_template_kwargs: TemplateSettings | None
-) -> TokenTree:
+def _conversation_tree(row: Row, tokenizer: "PreTrainedTokenizerBase", end: int) -> TokenTree:
     turns, first = _turns(row)
-    render = _template(row, tokenizer, chat_template_kwargs)
+    render = _template(row, tokenizer)
     pieces = _turn_pieces(render, turns, first, _added_tokens(tokenizer))
     if pieces is None:
         return _generation_tree(row, tokenizer, turns[:first], turns, render)
@@ -243,23 +274,38 @@ def _generation_tree(
     return _checked_tree(row, prompt_ids, list(zip(ids, mask, strict=True))[start : last + 1])
 
 
-def _template(
-    row: Row, tokenizer: "PreTrainedTokenizerBase", chat_template_kwargs: TemplateSettings | None
-) -> Callable[..., Any]:
+def _template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Callable[..., Any]:
     """Return the function that renders turns as text with the row's template settings; refuse a missing template."""
     if tokenizer.chat_template is None:
         raise DataError(
             f"{_name(tokenizer)} has no chat template (it is a base model), and {row.origin} holds messages",
             fix="--model.chat_template FILE.jinja (and teach it with posttrain sft), or a --data.prompt_style of text",
         )
-    settings = {**(chat_template_kwargs or {}), **row.columns.get("chat_template_kwargs", {})}
-    return partial(_render, tokenizer, row.origin, settings)
+    settings = row.columns.get("chat_template_kwargs", {})
+    template = tokenizer.get_chat_template(settings.get("chat_template"), settings.get("tools"))
+    return partial(_render, tokenizer, row.origin, {**settings, "chat_template": _with_fixed_date(template)})
+
+
+@lru_cache(maxsize=8)  # for each row again; and so the notice comes once
+def _with_fixed_date(template: str) -> str:
+    """Return a chat template that writes PROMPT_DATE, in the format it asks for, where it would write today's date.
+
+    A run that goes on tomorrow, or is done again, then sees the same prompts.
+    """
+    fixed = DATE_CALL.sub(lambda call: json.dumps(PROMPT_DATE.strftime(call[2])), template)
+    if fixed != template:
+        logger.warning(
+            "the chat template writes today's date: every prompt has %s instead, so that it is the same on any day "
+            "(another one: --model.chat_template FILE.jinja)",
+            PROMPT_DATE,
+        )
+    return fixed
 
 
 def _render(
     tokenizer: Any,  # the annotations of apply_chat_template know neither messages nor what its options return
     origin: str,
-    settings: TemplateSettings,
+    settings: Mapping[str, Any],
     turns: Sequence[Message],
     **options: Any,
 ) -> Any:

@@ -133,9 +133,10 @@ def _as_record(value: Any) -> Record | Malformed:
 
 
 def read_json(path: Path) -> Iterator[Entry]:
-    """Yield the rows of a JSON list or of {"data": [...]}; a file of JSON lines under this name is read as such."""
+    """Yield the rows of a JSON list or of {"data": [...]}; a file of JSON lines, even of one, is read as such."""
     try:
-        value = parse_json(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        value = parse_json(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {Fault.ENCODING} (byte {error.start})") from None
     except Malformed as malformed:
@@ -146,6 +147,9 @@ def read_json(path: Path) -> Iterator[Entry]:
         return
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
+        if isinstance(value, dict) and "\n" not in text.strip():
+            yield from read_jsonl(path)
+            return
         raise DataError(f'{path}: expected a list of rows or {{"data": [...]}}, came {type(value).__name__}')
     for number, row in enumerate(rows, start=1):
         yield f"{path}:row {number}", _as_record(row)

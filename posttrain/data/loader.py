@@ -2,58 +2,52 @@
 
 Floor 1. Its position is the epoch and the set of ids consumed in it, not a count: each row's place in an epoch is a
 hash of its own id, so rows added or removed between two runs move no other row and repeat none.
+
+Epochs follow one another without a seam: a batch that an epoch cannot fill goes on into the next. A short batch at
+the end of every epoch would give its rows more weight, since an update takes the mean over its batch, and GRPO needs
+as many prompts at each step. A stage that counts in epochs asks for fewer rows at its last step (`stages/sft`).
 """
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any
 
 from posttrain.errors import CheckpointError, DataError
 from posttrain.seeds import derive_seed
 
 
-class Identified(Protocol):
-    """Anything with a stable id: a Row, a Prompt."""
+class Loader:
+    """Deals out the ids of rows; raises DataError when there are none or one repeats."""
 
-    @property
-    def id(self) -> str: ...
-
-
-Item = TypeVar("Item", bound=str | Identified)
-
-
-class Loader(Generic[Item]):
-    """Deals out items (ids, or records with an `id`); raises DataError when there are none or an id repeats."""
-
-    def __init__(self, items: Sequence[Item], seed: int) -> None:
-        self._items = {_id(item): item for item in items}
+    def __init__(self, ids: Sequence[str], seed: int) -> None:
+        self._ids = frozenset(ids)
         self._seed = seed
-        if not items:
+        if not ids:
             raise DataError("no rows to deal out")
-        if len(self._items) < len(items):
-            raise DataError(f"{len(items) - len(self._items)} rows have the id of another row")
+        if len(self._ids) < len(ids):
+            raise DataError(f"{len(ids) - len(self._ids)} rows have the id of another row")
         self._begin_epoch(0, consumed=set())
 
     @property
     def epoch(self) -> float:
         """Passes over the rows so far: 1.5 is half-way through the second."""
-        return self._epoch + 1 - len(self._pending) / len(self._items)
+        return self._epoch + 1 - len(self._pending) / len(self._ids)
 
-    def next(self, n: int) -> list[Item]:
-        """Return the next n items; none twice unless n is more than there are, also where a new epoch begins.
+    def next(self, n: int) -> list[str]:
+        """Return the next n ids; none twice unless n is more than there are, also where a new epoch begins.
 
-        An item of the new epoch that the batch already holds from the old one waits for the next batch.
+        A row of the new epoch that the batch already holds from the old one waits for the next batch.
         """
-        batch: dict[str, None] = {}
-        dealt: list[Item] = []
+        batch: set[str] = set()
+        dealt: list[str] = []
         for _ in range(n):
             if not self._pending:
                 self._begin_epoch(self._epoch + 1, consumed=set())
-            if len(batch) == len(self._items):
+            if len(batch) == len(self._ids):
                 batch.clear()
             row_id = self._take_first_not_in(batch)
-            batch[row_id] = None
-            dealt.append(self._items[row_id])
+            batch.add(row_id)
+            dealt.append(row_id)
         return dealt
 
     def state(self) -> dict[str, Any]:
@@ -70,11 +64,11 @@ class Loader(Generic[Item]):
     def _begin_epoch(self, epoch: int, *, consumed: set[str]) -> None:
         self._epoch = epoch
         self._consumed = consumed
-        draws = {row_id: derive_seed(self._seed, "epoch", epoch, row_id) for row_id in self._items}
-        order = sorted(self._items, key=lambda row_id: (draws[row_id], row_id))
+        draws = {row_id: derive_seed(self._seed, "epoch", epoch, row_id) for row_id in self._ids}
+        order = sorted(self._ids, key=lambda row_id: (draws[row_id], row_id))
         self._pending = deque(row_id for row_id in order if row_id not in consumed)
 
-    def _take_first_not_in(self, batch: dict[str, None]) -> str:
+    def _take_first_not_in(self, batch: set[str]) -> str:
         waiting = []
         while self._pending[0] in batch:
             waiting.append(self._pending.popleft())
@@ -82,7 +76,3 @@ class Loader(Generic[Item]):
         self._pending.extendleft(reversed(waiting))
         self._consumed.add(row_id)
         return row_id
-
-
-def _id(item: Item) -> str:
-    return item if isinstance(item, str) else cast(Identified, item).id

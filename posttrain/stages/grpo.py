@@ -56,7 +56,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
         reserve=settings.sampling.max_completion_length,
     )
     check_enough(len(prompts), settings)
-    loader = Loader(list(prompts.values()), settings.seed)
+    loader = Loader(list(prompts), settings.seed)
     updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
     reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
     if run.checkpoint:
@@ -65,7 +65,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
     for step in run.steps(settings.max_steps):
         before = {"loader": loader.state()}
-        batch = loader.next(settings.prompts_per_step)
+        batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
         with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
             engine.load_weights(loaded.model)
             completions = sample_completions(

@@ -24,7 +24,8 @@ def sft(settings: SftSettings, run: StageRun) -> None:
         rows, lambda row: render_training_tree(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
     )
     loader = Loader(list(trees), settings.seed)
-    max_steps = settings.max_steps or math.ceil(settings.num_train_epochs * len(trees) / settings.rows_per_step)
+    num_rows = settings.max_steps * settings.rows_per_step or max(1, round(settings.num_train_epochs * len(trees)))
+    max_steps = math.ceil(num_rows / settings.rows_per_step)
     updater = Updater(loaded, settings, num_updates=max_steps)
     progress = {"num_tokens": 0}
     if run.checkpoint:
@@ -32,7 +33,8 @@ def sft(settings: SftSettings, run: StageRun) -> None:
         loader.restore(run.checkpoint.state["loader"])
         progress = dict(run.checkpoint.state["progress"])
     for step in run.steps(max_steps):
-        batch = [trees[row_id] for row_id in loader.next(settings.rows_per_step)]
+        rows_left = num_rows - (step - 1) * settings.rows_per_step
+        batch = [trees[row_id] for row_id in loader.next(min(settings.rows_per_step, rows_left))]
         with run.phase("update"):
             metrics = updater.update(batch, token_mean_loss(batch))
         progress["num_tokens"] += trained_tokens(batch)

@@ -22,6 +22,14 @@ LLAMA3 = (
     "{{ message.content | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+# Writes the day into the system turn the way Llama 3.2 does, with the same fallback where it cannot ask for it.
+DATED = (
+    "{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
+    '        {%- set date_string = strftime_now("%d %b %Y") %}\n    {%- else %}\n'
+    '        {%- set date_string = "26 Jul 2024" %}\n    {%- endif %}\n{%- endif %}\n'
+    '{{- "<|im_start|>system\n" }}\n{{- "Cutting Knowledge Date: December 2023\n" }}\n'
+    '{{- "Today Date: " + date_string + "\n\n" }}\n{{- "<|im_end|>" }}\n' + CHATML
+)
 # Drops the thinking of all but the last assistant turn, as Qwen3 does.
 QWEN3 = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"

@@ -1,7 +1,9 @@
 """The renderer, with real tokenizers and templates: ids, masks and what is refused."""
 
 import logging
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from posttrain.data.rows import Row, build_row, freeze
 from posttrain.errors import DataError
 from posttrain.records import TokenTree
 
-from .conftest import QWEN3, QWEN3_MARKED, UNMARKED_TURNS
+from .conftest import CHATML, DATED, QWEN3, QWEN3_MARKED, UNMARKED_TURNS
 
 Tokenizer = PreTrainedTokenizerFast
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -73,14 +75,68 @@ def test_message_prompt_is_the_template_with_generation_prompt_and_one_bos(llama
     assert prompt.content == (SYSTEM, ASK)
 
 
-def test_template_settings_come_from_the_call_and_the_row(with_template: Callable[..., Tokenizer]) -> None:
+def test_template_settings_come_from_the_row(with_template: Callable[..., Tokenizer]) -> None:
     tokenizer = with_template(QWEN3)
-    off = {"enable_thinking": False}
-    by_call = render_prompt(row("prompt", prompt=[ASK]), tokenizer, chat_template_kwargs=off)
-    by_row = render_prompt(row("prompt", prompt=[ASK], chat_template_kwargs=off), tokenizer)
-    assert by_call.ids == by_row.ids
-    assert tokenizer.decode(by_call.ids).endswith("<think></think>")
-    assert by_call.ids != render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids
+    asked = render_prompt(row("prompt", prompt=[ASK], chat_template_kwargs={"enable_thinking": False}), tokenizer)
+    assert tokenizer.decode(asked.ids).endswith("<think></think>")
+    assert asked.ids != render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids
+
+
+# --- dates -----------------------------------------------------------------------------------------------------
+
+
+def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "today's date" in record.message]
+
+
+def test_a_template_that_writes_todays_date_gets_a_fixed_one(
+    with_template: Callable[..., Tokenizer], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = with_template(DATED)
+    assert "Today Date: 26 Jul 2024" not in tokenizer.apply_chat_template([ASK], tokenize=False)  # what is mended
+    with caplog.at_level(logging.WARNING):
+        prompt = render_prompt(row("prompt", prompt=[ASK]), tokenizer)
+        tree = render_training_tree(row("messages", messages=[ASK, REPLY]), tokenizer)
+    assert "Today Date: 26 Jul 2024\n\n<|im_end|>" in tokenizer.decode(prompt.ids)
+    assert tree.prompt_ids == prompt.ids
+    assert len(notices(caplog)) == 1
+    assert tokenizer.chat_template == DATED
+
+
+def test_a_row_may_still_set_its_own_date(with_template: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_template(DATED)
+    dated = row("prompt", prompt=[ASK], chat_template_kwargs={"date_string": "1 May 2030"})
+    assert "Today Date: 1 May 2030" in tokenizer.decode(render_prompt(dated, tokenizer).ids)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("strftime_now('%Y-%m-%d')", "2024-07-26"),
+        ('strftime_now( format = "%d %B %Y" )', "26 July 2024"),
+        ("strftime_now('%d') + '/' + strftime_now('%m')", "26/07"),
+        ("""strftime_now("it's %Y")""", "it's 2024"),
+    ],
+)
+def test_every_way_to_ask_for_the_date_is_found(
+    with_template: Callable[..., Tokenizer], call: str, expected: str
+) -> None:
+    tokenizer = with_template("{{ " + call + " }}|" + CHATML)
+    assert tokenizer.decode(render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids).startswith(expected + "|")
+
+
+def test_a_template_with_a_date_of_its_own_is_left_alone(
+    with_template: Callable[..., Tokenizer], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (
+        "{% if not date_string is defined %}{% set date_string = '30 Sep 2024' %}{% endif %}{{ date_string }}|" + CHATML
+    )
+    tokenizer = with_template(own)
+    with caplog.at_level(logging.WARNING):
+        ids = render_prompt(row("prompt", prompt=[ASK]), tokenizer).ids
+    assert list(ids) == tokenizer.apply_chat_template([ASK], add_generation_prompt=True, return_dict=False)
+    assert tokenizer.decode(ids).startswith("30 Sep 2024|")
+    assert not notices(caplog)
 
 
 def test_prompt_columns_cannot_be_changed(chatml: Tokenizer) -> None:
@@ -104,12 +160,9 @@ def test_every_completion_token_and_the_end_are_trained(chatml: Tokenizer) -> No
     assert chatml.pad_token_id == chatml.eos_token_id == tree.branches[0].ids[-1]
 
 
-def test_end_is_not_doubled_and_can_be_another_id(chatml: Tokenizer) -> None:
+def test_end_is_not_doubled(chatml: Tokenizer) -> None:
     tree = render_training_tree(row("prompt_completion", prompt="Hello", completion="fine<|im_end|>"), chatml)
     assert tree.branches[0].ids.count(chatml.eos_token_id) == 1
-    other = chatml.convert_tokens_to_ids("<|endoftext|>")
-    tree = render_training_tree(row("prompt_completion", prompt="Hello", completion="fine"), chatml, eos_id=other)
-    assert tree.branches[0].ids[-1] == other
 
 
 def test_prompt_ids_are_those_of_the_prompt_where_bpe_merges_across_the_boundary(chatml: Tokenizer) -> None:
@@ -212,7 +265,7 @@ def test_template_whose_prompt_the_reply_does_not_continue_is_refused(with_templ
     tokenizer = with_template(QWEN3)  # its generation prompt writes an empty thinking block that the reply lacks
     with pytest.raises(DataError, match="changes earlier turns"):
         render_training_tree(
-            row("messages", messages=[ASK, REPLY]), tokenizer, chat_template_kwargs={"enable_thinking": False}
+            row("messages", messages=[ASK, REPLY], chat_template_kwargs={"enable_thinking": False}), tokenizer
         )
 
 
@@ -264,6 +317,36 @@ def test_overlong_rows_are_dropped_counted_and_told(chatml: Tokenizer, caplog: p
     with pytest.raises(DataError, match="20 of 20 rows") as caught:
         drop_overlong(rows, render, max_length=2)
     assert f"--data.max_length {lengths[0]}" in str(caught.value)
+
+
+def held(make: Callable[[], object]) -> int:
+    """The bytes that what `make` returns holds."""
+    tracemalloc.start()
+    kept = make()
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del kept
+    return size
+
+
+@pytest.mark.parametrize("render", [render_training_tree, render_prompt])
+def test_rows_that_fit_are_packed_and_come_out_as_they_were(chatml: Tokenizer, render: Callable[..., Any]) -> None:
+    words = [f"{n} eggs are left and I am fine" for n in range(400)]
+    turns = [SYSTEM, {"role": "user", "content": " ".join(words)}]
+    rows = [
+        replace(row("prompt_completion", prompt=turns, completion=[REPLY], answer=str(n)), id=f"id{n}")
+        for n in range(5)
+    ]
+    rendered = {each.id: render(each, chatml) for each in rows}
+    kept, dropped = drop_overlong(rows, lambda each: rendered[each.id], max_length=10**6)
+    assert dict(kept) == rendered
+    assert (list(kept), len(kept), dropped) == (list(rendered), 5, [])
+    tokens = sum(token_length(each) for each in rendered.values())
+    packed = held(lambda: drop_overlong(rows, lambda each: rendered[each.id], max_length=10**6))
+    assert packed < 6 * tokens
+    assert held(lambda: [render(each, chatml) for each in rows]) > 8 * tokens  # what it would be
+    with pytest.raises(KeyError):
+        kept["id6"]
 
 
 def test_prompts_are_measured_too(chatml: Tokenizer) -> None:

@@ -67,6 +67,9 @@ def test_json_may_be_a_list_or_lines_under_the_wrong_name(tmp_path: Path) -> Non
     assert [record for _, record in read_file(path)] == ROWS
     path.write_text("\n".join(json.dumps(row) for row in ROWS))
     assert [origin for origin, _ in read_file(path)] == [f"{path}:1", f"{path}:2"]
+    for row in (ROWS[0], {"data": "a column of this name"}):
+        path.write_text(json.dumps(row) + "\n")
+        assert list(read_file(path)) == [(f"{path}:1", row)]
 
 
 def test_byte_order_mark_crlf_and_blank_lines_are_no_faults(tmp_path: Path) -> None:
@@ -140,7 +143,8 @@ def test_one_bad_string_in_parquet_is_one_bad_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"rows": []}', "expected a list of rows"),
+        ("a.json", b'{\n  "rows": []\n}', "expected a list of rows"),
+        ("a.json", b"3", "expected a list of rows"),
         ("a.json", b"{", "not valid JSON"),
         ("a.json", b'["\xff"]', "not valid UTF-8"),
         ("a.csv", b"a,a\n1,2\n", "stands twice"),

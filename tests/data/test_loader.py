@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.loader import Loader
-from posttrain.data.rows import Row
 from posttrain.errors import CheckpointError, DataError
 
 IDS = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=12, unique=True)
@@ -81,13 +80,6 @@ def test_orders_differ_by_epoch_and_by_seed() -> None:
     assert first != ids
     assert first != Loader(ids, 1).next(50)
     assert loader.epoch == 2.0
-
-
-def test_records_are_dealt_by_their_id() -> None:
-    rows = [Row(f"id{n}", "text", f"a.jsonl:{n}", text="x") for n in range(4)]
-    loader = Loader(rows, 0)
-    assert {row.origin for row in loader.next(4)} == {row.origin for row in rows}
-    assert loader.epoch == 1.0
 
 
 def test_position_is_a_copy() -> None:
