@@ -32,12 +32,6 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return masked_sum(values, mask, dim) / mask.bool().sum(dim).clamp(min=1)
 
 
-def loss_denominators(mask: Tensor) -> tuple[int, int]:
-    """Return (num_sequences, num_tokens) of a `(B, T)` mask: the sequences that keep a token, and the kept tokens."""
-    kept = mask.bool()
-    return int(kept.any(-1).sum()), int(kept.sum())
-
-
 def token_mean(values: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
     """Return the share of `(B, T)` values in the mean over an update's `num_tokens` kept tokens; see `aggregate`."""
     return masked_sum(values, mask) / max(num_tokens, 1)
@@ -54,8 +48,8 @@ def aggregate(
 ) -> Tensor:
     """Return the scalar share that `(B, T)` values have in the mean over an optimizer update.
 
-    `num_sequences` and `num_tokens` are those of the whole update, over all micro-batches and ranks, as
-    `loss_denominators` counts them. The shares of micro-batches of whole sequences then add up to the mean of the
+    `num_sequences` counts the sequences that keep a token and `num_tokens` the kept tokens of the whole update, over
+    all micro-batches and ranks. The shares of micro-batches of whole sequences then add up to the mean of the
     undivided batch: add them, and divide by nothing further (multiply by the world size where gradients are averaged
     over ranks). A sequence that keeps no token weighs nothing.
 

@@ -40,16 +40,6 @@ class TreeBatch:
     completion_mask: Tensor  # (B, Tc) bool, True = trained token
     token_mask: Tensor  # (B, Tc) bool, True = completion token, trained or not
 
-    @property
-    def num_branches(self) -> int:
-        """Return B."""
-        return len(self.branch_spans)
-
-    @property
-    def num_tokens(self) -> int:
-        """Return how many tokens the forward pass computes, padding included."""
-        return self.input_ids.numel()
-
     def to(self, device: torch.device | str) -> "TreeBatch":
         """Return the batch with all tensors on `device`."""
         tensors: dict[str, Any] = {

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,23 +28,11 @@ from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.devices import resolve_device, resolve_dtype
 from posttrain.models.files import base_of_adapter, is_adapter, locate
-from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs, plain_model
+from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
-
-__all__ = [
-    "LoadedModel",
-    "TokenLogprobs",
-    "completion_logprobs",
-    "export_merged",
-    "load_model",
-    "load_tokenizer",
-    "resolve_device",
-    "resolve_dtype",
-    "save_model",
-]
 
 Result = TypeVar("Result")
 
@@ -257,11 +246,14 @@ def _set_adapter_dropout(model: PeftModel, rate: float) -> None:
 def save_model(loaded: LoadedModel, directory: Path | str) -> None:
     """Write what was trained: the whole model, or the adapter that peft loads; and the tokenizer with its template.
 
-    Weights keep the precision they are trained in. Making the write atomic is the caller's part.
+    Weights keep the precision they are trained in. Making the write atomic is the caller's part. Beside an adapter
+    stands a generation config with its end ids: the base's own may lack the id that ends a turn. transformers reads
+    it on request (`GenerationConfig.from_pretrained(directory)`), vLLM with `--generation-config directory`.
     """
     if isinstance(loaded.model, PeftModel):
         # "auto" would ask the Hub whether the base's vocabulary has grown.
         loaded.model.save_pretrained(str(directory), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+        _generation_config(plain_model(loaded.model), loaded).save_pretrained(str(directory))
     else:
         _save_plain(loaded.model, loaded, directory)
     loaded.tokenizer.save_pretrained(str(directory))
@@ -284,6 +276,16 @@ def export_merged(loaded: LoadedModel, directory: Path | str) -> None:
 
 
 def _save_plain(model: PreTrainedModel, loaded: LoadedModel, directory: Path | str) -> None:
-    if model.generation_config is not None:
-        model.generation_config.eos_token_id = sorted(loaded.eos_ids)
+    model.generation_config = _generation_config(model, loaded)
     model.save_pretrained(str(directory))
+
+
+def _generation_config(plain: PreTrainedModel, loaded: LoadedModel) -> GenerationConfig:
+    """Return the model's generation config with all its end ids, or a bare one where transformers would not save it."""
+    config = GenerationConfig() if plain.generation_config is None else copy.deepcopy(plain.generation_config)
+    config.eos_token_id = sorted(loaded.eos_ids)
+    try:
+        config.validate(strict=True)
+    except ValueError:  # published ones may contradict themselves: a temperature without sampling
+        config = GenerationConfig(eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id)
+    return config

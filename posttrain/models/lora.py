@@ -107,8 +107,3 @@ def reference(model: PeftModel) -> Iterator[PeftModel]:
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy that is never trained: the reference of full fine-tuning."""
     return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def trainable_parameters(model: Model) -> list[nn.Parameter]:
-    """Return the parameters that the optimizer updates, in the model's order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]

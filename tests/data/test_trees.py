@@ -46,7 +46,7 @@ def test_tree_layout_by_hand() -> None:
     assert batch.columns.tolist() == [0, 1, 2, 0, 0, 1]
     assert batch.completion_mask.tolist() == [[True, False, True], [True, False, False], [False, True, False]]
     assert batch.token_mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
-    assert (batch.num_branches, batch.num_tokens) == (3, 9)
+    assert batch.input_ids.shape == (1, 9)
 
 
 def test_rows_layout_by_hand() -> None:
@@ -126,7 +126,7 @@ def test_every_branch_is_cut_into_one_micro_batch_within_the_budget(trees, max_t
     for micro_batch in cut:
         found = [(tree.prompt_ids, branch) for tree in micro_batch.trees for branch in tree.branches]
         assert found == [sequences[index] for index in micro_batch.branches]
-        computed = build_batch(micro_batch.trees, layout=layout).num_tokens
+        computed = build_batch(micro_batch.trees, layout=layout).input_ids.numel()
         assert computed <= max_tokens or len(found) == 1
 
 

@@ -103,7 +103,7 @@ def seeing_each_other(batch: TreeBatch) -> TreeBatch:
 
 
 def without_restart(batch: TreeBatch) -> TreeBatch:
-    return replace(batch, position_ids=torch.arange(batch.num_tokens)[None])
+    return replace(batch, position_ids=torch.arange(batch.input_ids.numel())[None])
 
 
 def under_another_prompt(batch: TreeBatch) -> TreeBatch:

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.data.trees import build_batch
 from posttrain.errors import ModelError
+from posttrain.models.devices import resolve_device, resolve_dtype
 from posttrain.models.files import is_path
-from posttrain.models.lm import (
-    LoadedModel,
-    completion_logprobs,
-    export_merged,
-    load_model,
-    resolve_device,
-    resolve_dtype,
-    save_model,
-)
+from posttrain.models.lm import LoadedModel, export_merged, load_model, save_model
+from posttrain.models.logprobs import completion_logprobs
 from posttrain.records import Branch, TokenTree
 from posttrain.settings import ModelSettings
 
@@ -67,6 +61,31 @@ def test_end_ids_are_those_of_generation_config_config_and_tokenizer(saved: Save
     assert loaded.pad_id == 0
     save_model(loaded, tmp_path / "saved")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id == [2, 7, 8, 9]
+
+
+def test_an_adapter_carries_the_end_ids_that_its_base_does_not_know(saved: Save, tmp_path: Path) -> None:
+    path = saved()
+    edit(path / "generation_config.json", eos_token_id=[7, 8], do_sample=True, temperature=0.6)
+    loaded = load(path, lora_r=2)
+    assert loaded.eos_ids == {2, 7, 8}
+    save_model(loaded, tmp_path / "adapter")
+    carried = GenerationConfig.from_pretrained(tmp_path / "adapter")
+    assert (carried.eos_token_id, carried.temperature) == ([2, 7, 8], 0.6)
+    assert GenerationConfig.from_pretrained(path).eos_token_id == [7, 8]  # what a user would stop at without it
+    assert load(tmp_path / "adapter").eos_ids == load(tmp_path / "adapter", trainable=False).eos_ids == {2, 7, 8}
+
+
+@pytest.mark.parametrize("lora_r", [0, 2])
+def test_a_generation_config_that_contradicts_itself_does_not_stop_the_save(
+    saved: Save, tmp_path: Path, lora_r: int
+) -> None:
+    path = saved()
+    edit(path / "generation_config.json", do_sample=False, temperature=0.6, eos_token_id=7)
+    loaded = load(path, lora_r=lora_r)
+    with pytest.raises(ValueError, match="temperature"):
+        loaded.model.generation_config.validate(strict=True)
+    save_model(loaded, tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [2, 7]
 
 
 def test_a_tokenizer_without_padding_pads_with_an_end_id(saved: Save) -> None:

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.data.trees import build_batch
 from posttrain.errors import ModelError
-from posttrain.models.lm import LoadedModel, completion_logprobs, export_merged, load_model, save_model
-from posttrain.models.logprobs import plain_model
-from posttrain.models.lora import folded_weights, frozen_copy, reference, trainable_parameters
+from posttrain.models.lm import LoadedModel, export_merged, load_model, save_model
+from posttrain.models.logprobs import completion_logprobs, plain_model
+from posttrain.models.lora import folded_weights, frozen_copy, reference
 from posttrain.records import Branch, TokenTree
 from posttrain.settings import ModelSettings
 
@@ -24,6 +24,10 @@ Save = Callable[..., Path]
 
 def load(path: Path, **settings) -> LoadedModel:
     return load_model(ModelSettings(name_or_path=str(path), **{"dtype": "float32", "lora_r": 4, **settings}), seed=3)
+
+
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def train(loaded: LoadedModel, seed: int = 0) -> LoadedModel:
