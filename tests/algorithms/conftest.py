@@ -6,6 +6,7 @@ import pytest
 
 import posttrain.algorithms.advantages
 import posttrain.algorithms.losses
+import posttrain.algorithms.preferences
 import posttrain.algorithms.tokens
 
 
@@ -22,3 +23,8 @@ def advantages() -> ModuleType:
 @pytest.fixture(scope="session")
 def losses() -> ModuleType:
     return posttrain.algorithms.losses
+
+
+@pytest.fixture(scope="session")
+def preferences() -> ModuleType:
+    return posttrain.algorithms.preferences
