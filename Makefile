@@ -1,16 +1,22 @@
-# The two commands: `make demo` and `make test`. Everything runs in .venv with the exact versions of constraints.txt.
+# `make demo`, `make test` and `make bench`. Everything runs in .venv with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test bench check format clean
 
 demo: $(STAMP)
 	$(BIN)/posttrain run recipes/demo.toml
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+# BENCH="--quick", or BENCH="--workloads dpo --repeats 3"; without GSM8K's train.jsonl, rows of the same lengths.
+GSM8K ?= $(wildcard ../shared/data/gsm8k/train.jsonl)
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
+	$(BIN)/python -m benchmarks $(if $(GSM8K),--gsm8k $(GSM8K)) $(BENCH)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

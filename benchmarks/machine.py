@@ -1,0 +1,62 @@
+"""The machine: its matrix peaks and memory bandwidth, measured, and the versions of what runs on it."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+SIZES = (1024, 2048, 4096)
+REPEATS = 3
+STREAMED_BYTES = 2**30
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Return processor, memory, threads and versions."""
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "bfloat16_instructions": bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    file = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def matrix_peak(dtype: torch.dtype) -> float:
+    """Return the operations a second of the fastest square matrix product, over three sizes."""
+    best = 0.0
+    for size in SIZES:
+        a, b = torch.randn(2, size, size).to(dtype).unbind()
+        best = max(best, 2 * size**3 / _fastest(lambda a=a, b=b: a @ b))  # type: ignore[misc]
+    return best
+
+
+def bandwidth() -> float:
+    """Return the bytes a second at which memory is read by a sum."""
+    values = torch.ones(STREAMED_BYTES // 4)
+    return STREAMED_BYTES / _fastest(values.sum)
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    run()
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
