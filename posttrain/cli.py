@@ -125,6 +125,8 @@ def _escape(text: str) -> str:
 STAGE_HELP = {
     "pretrain": "Train a small language model from scratch on the nano corpus.",
     "sft": "Fine-tune a model on completions, conversations or text.",
+    "rm": "Train a reward model on preference pairs, and measure it on held-out ones.",
+    "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
     "grpo": "Train a model by group-relative policy optimisation with program rewards.",
     "eval": "Sample a task's held-out problems and grade the answers.",
 }
@@ -218,6 +220,37 @@ def generate(
     for completion in completions:
         ending = {"stop_reason": str(completion.stop_reason), "tokens": len(completion.ids)}
         _print_result({"prompt": text, "completion": completion.text, **ending}, completion.text, as_json=as_json)
+
+
+@app.command
+def bench(
+    recipe: Annotated[str, Parameter(help="A recipe, or the directory or name of a model.")],
+    *overrides: Overrides,
+    name: Annotated[str | None, Parameter(help="Name of the run whose finished stages are used.")] = None,
+    runs_dir: Annotated[Path, Parameter(name=("--runs-dir", "--runs_dir"), help="Where runs lie.")] = Path("runs"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure this machine on a recipe's stages: tokens per second, memory, estimated time; nothing is kept.
+
+    Settings are overridden by dotted flags: --stage.grpo.num_generations 16
+    """
+    from posttrain.pipeline.recipe import load_recipe
+
+    _refuse_mistyped_options(overrides)
+    known = load_recipe(recipe, overrides, name=name) if recipe.endswith(".toml") else None
+    from rich.console import Console
+
+    from posttrain.pipeline.bench import bench as measure
+    from posttrain.pipeline.bench import recipe_of_model
+    from posttrain.pipeline.bench_pages import as_json as bench_json
+    from posttrain.pipeline.bench_pages import print_bench
+    from posttrain.runs.display import make_display
+
+    found = measure(known or recipe_of_model(recipe, overrides), runs_dir, tell=make_display().message)
+    if as_json:
+        print(bench_json(found))
+    else:
+        print_bench(found, Console())
 
 
 @app.command

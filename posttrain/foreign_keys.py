@@ -24,6 +24,7 @@ FOREIGN_KEYS: dict[str, str] = {
     "output_dir": "a run lies in RUNS_DIR/NAME: --runs_dir RUNS_DIR --name NAME",
     "push_to_hub": "a run stays on this machine; its artifact/ has the Hub's layout: hf upload owner/name ARTIFACT",
     "report_to": "numbers are in metrics.jsonl and events.jsonl of the stage's directory, and are sent nowhere",
+    "precompute_ref_log_probs": "name a directory to keep them in: reference_cache",
     "reward_funcs": "rewards is a table of names and weights: rewards.r1_zero = 1.0",
     "reward_weights": "rewards is a table of names and weights: rewards.r1_zero = 1.0",
     "scale_rewards": 'it is called advantage_scale: "group_std" (True), "batch_std" ("batch") or "none" (False)',
@@ -44,6 +45,8 @@ def foreign_key(name: str, fields: Set[str], siblings: Mapping[str, Any]) -> str
     unit = next((unit for unit in STEP_UNITS if unit in fields), None)
     if name in BATCH_KEYS and unit:
         return _batch_arithmetic(unit, siblings)
+    if name in ("loss_type", "loss_weights") and "losses" in fields:
+        return "losses is a table of names and weights: losses.sigmoid = 1.0"
     if name == "beta" and "kl_coef" in fields:
         return "beta is DPO's temperature; the KL penalty is kl_coef"
     if name in ("num_train_epochs", "num_epochs") and unit and "num_train_epochs" not in fields:

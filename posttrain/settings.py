@@ -172,18 +172,57 @@ class PretrainSettings(OptimizedStageSettings):
     """Weights of the corpus parts in the second phase; empty takes the vetted ones."""
 
 
-class SftSettings(OptimizedStageSettings):
-    """Supervised fine-tuning on prompt-completion pairs, conversations or text."""
+class RowStageSettings(OptimizedStageSettings):
+    """What every stage has that passes over given rows."""
 
     data: DataSettings = DataSettings()
     rows_per_step: Count = 16
-    """Rows in one optimizer update; the loss is the mean over their trained tokens."""
+    """Rows in one optimizer update; the loss is a mean over all of them, however they fall into micro-batches."""
     num_train_epochs: Positive = 1.0
     """Passes over the data; ignored where max_steps is set."""
     max_steps: Annotated[int, Field(ge=0)] = 0
     """Steps to train; 0 derives them from num_train_epochs."""
-    learning_rate: Positive = 2e-5
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+
+
+class SftSettings(RowStageSettings):
+    """Supervised fine-tuning on prompt-completion pairs, conversations or text."""
+
+    learning_rate: Positive = 2e-5
+
+
+class RmSettings(RowStageSettings):
+    """Reward modelling: a score for each completion, learned from preference pairs (Bradley-Terry)."""
+
+    data: DataSettings = DataSettings(source="nano_preferences")
+    learning_rate: Positive = 1e-4
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of the pairs that are thought to be labelled the wrong way round."""
+    center_rewards_coefficient: NonNegative = 0.0
+    """Weight of the squared sum of a pair's two scores, which holds scores around 0; 0.01 is usual."""
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts whose pairs are never trained on: the reward model is measured on them at the end."""
+
+
+class DpoSettings(RowStageSettings):
+    """Direct preference optimisation and its relatives: learn from pairs without a reward model."""
+
+    data: DataSettings = DataSettings(source="nano_preferences")
+    learning_rate: Positive = 1e-6
+    losses: dict[str, Positive] = {"sigmoid": 1.0}
+    """Losses and their weights: sigmoid, sigmoid_norm, robust, ipo, hinge, simpo, orpo, kto, and sft as a term."""
+    beta: Positive | None = None
+    """Temperature: how closely the reference is kept to; None takes the usual one of each loss (sigmoid: 0.1)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of the pairs thought to be labelled the wrong way round; of sigmoid, sigmoid_norm and robust."""
+    simpo_gamma: NonNegative = 1.0
+    """Margin that simpo asks for, in rewards."""
+    desirable_weight: Positive = 1.0
+    """Weight of desirable completions in kto."""
+    undesirable_weight: Positive = 1.0
+    """Weight of undesirable completions in kto."""
+    reference_cache: str | None = None
+    """Directory where the reference's log-probs are kept, computed once before training; None computes each step's."""
 
 
 class GrpoSettings(OptimizedStageSettings):

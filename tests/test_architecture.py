@@ -30,7 +30,7 @@ FOUNDATION = {
     "field_types",
     "foreign_keys",
 }  # of floor 0, for its neighbours
-STAGES = {"posttrain.stages.pretrain", "posttrain.stages.sft", "posttrain.stages.grpo"}
+STAGES = {f"posttrain.stages.{stage}" for stage in ("pretrain", "sft", "rm", "dpo", "grpo")}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 80, 60
 VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "misc"}
 BANNED_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

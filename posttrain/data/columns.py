@@ -14,6 +14,8 @@ COLUMN_GUESSES = {
     "prompt": ("question", "problem", "instruction", "query", "input"),
     "messages": ("conversations", "conversation", "dialogue", "turns"),
     "text": ("content", "body", "document"),
+    "chosen": ("preferred", "win", "response_j", "response_0", "completion"),
+    "rejected": ("dispreferred", "lose", "response_k", "response_1"),
     "question": ("prompt", "problem", "query", "instruction"),
     "problem": ("prompt", "question", "query", "instruction"),
     "answer": ("gold", "ground_truth", "target", "solution", "label"),

@@ -15,7 +15,7 @@ from posttrain.errors import DataError
 
 
 class Fault(StrEnum):
-    """What can be wrong with a row; the last two are left out and told, the others refuse the file."""
+    """What can be wrong with a row; the last three are left out and told, the others refuse the file."""
 
     JSON = "not valid JSON"
     CSV = "not valid CSV"
@@ -34,9 +34,10 @@ class Fault(StrEnum):
     NO_GOLD = "no gold answer"
     DUPLICATE = "duplicate row"
     NOT_GRADABLE = "no final answer to grade (a proof, say)"
+    SAME = "chosen and rejected are the same"
 
 
-LEFT_OUT = frozenset({Fault.DUPLICATE, Fault.NOT_GRADABLE})  # legitimate in public data sets
+LEFT_OUT = frozenset({Fault.DUPLICATE, Fault.NOT_GRADABLE, Fault.SAME})  # legitimate in public data sets
 
 
 class Malformed(Exception):

@@ -1,4 +1,4 @@
-"""The well-known question sets by name: where each is read from, and how its columns become a problem.
+"""The well-known question sets by name: where each is read from, and how its columns become a problem or a pair.
 
 Floor 1. One visible dict, SOURCES; a new source is one function and one line of it. Nothing is imported or
 fetched before a source is read.
@@ -6,7 +6,7 @@ fetched before a source is read.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ class Problem:
     question: str
     answer: str
     reasoning: str = ""  # the solution as a completion should say it; empty when there is none
+    rejected: tuple[str, str] | None = None  # reasoning and answer of a worse solution, in a source of pairs
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -38,12 +39,18 @@ class Source:
 
 
 def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) -> Row:
-    """Return a problem as a row that serves training on solutions and on rewards alike (prompt and answer)."""
+    """Return a problem as a row that serves training on solutions and on rewards alike (prompt and answer), or a pair.
+
+    A pair's `chosen` is the solution, in the style's format like `rejected`.
+    """
     prompt = PROMPT_STYLES[prompt_style](problem.question)
     columns = freeze({**problem.columns, "question": problem.question, "answer": problem.answer})
     if not problem.reasoning:
         return Row(id, "prompt", origin, prompt=prompt, columns=columns)
     completion = COMPLETION_STYLES[prompt_style](problem.reasoning, problem.answer)
+    if problem.rejected is not None:
+        rejected = COMPLETION_STYLES[prompt_style](*problem.rejected)
+        return Row(id, "preference", origin, prompt=prompt, chosen=completion, rejected=rejected, columns=columns)
     return Row(id, "prompt_completion", origin, prompt=prompt, completion=completion, columns=columns)
 
 
@@ -71,6 +78,14 @@ def fetch_nano(split: str, count: int | None, seed: int) -> Iterator[Entry]:
 
     for number, row in enumerate(problems.rows(split, count, seed=seed), start=1):
         yield f"nano/{split}:row {number}", row
+
+
+def fetch_nano_pairs(preference: str, split: str, count: int | None, seed: int) -> Iterator[Entry]:
+    """Yield pairs of solutions of the embedded task's problems, which are generated."""
+    from posttrain.nano import preferences
+
+    for number, row in enumerate(preferences.rows(preference, split, count, seed=seed), start=1):
+        yield f"nano/{preference}/{split}:row {number}", row
 
 
 # --- columns to problem ----------------------------------------------------------------------------------------
@@ -118,7 +133,7 @@ def gsm8k_problem(record: Record) -> Problem:
         raise Malformed(Fault.NO_GOLD, 'nothing after "####"')
     reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()
     columns = {**further(record, "question", "answer"), "solution": solution}
-    return Problem(question, gold.strip(), reasoning, columns)
+    return Problem(question, gold.strip(), reasoning, columns=columns)
 
 
 def math_problem(record: Record, *, without_gold: Fault = Fault.NO_GOLD) -> Problem:
@@ -129,7 +144,9 @@ def math_problem(record: Record, *, without_gold: Fault = Fault.NO_GOLD) -> Prob
     if not gold:
         raise Malformed(without_gold, r"neither an answer nor a \boxed{}")
     columns = further(record, "problem", "answer", "solution")
-    return Problem(question, gold, solution.strip(), {**columns, "solution": solution} if solution else columns)
+    if solution:
+        columns["solution"] = solution
+    return Problem(question, gold, solution.strip(), columns=columns)
 
 
 def numina_problem(record: Record) -> Problem:
@@ -145,11 +162,22 @@ def nano_problem(record: Record) -> Problem:
         raise Malformed(Fault.NO_GOLD)
     solution = read_solution_text(record, "solution")
     columns = {**further(record, "question", "answer", "solution"), "solution": solution}
-    return Problem(question, gold, solution.strip(), columns)
+    return Problem(question, gold, solution.strip(), columns=columns)
 
+
+def nano_pair(record: Record) -> Problem:
+    """Read a pair of the embedded task; `answer` and `solution` are the chosen ones, right or not."""
+    rejected = read_solution_text(record, "rejected_solution").strip(), str(record["rejected_answer"])
+    return replace(nano_problem(further(record, "rejected_solution", "rejected_answer")), rejected=rejected)
+
+
+PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")
 
 SOURCES: dict[str, Source] = {
     "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano"),
+    "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano"),
+    "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano"),
+    "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano"),
     "gsm8k": Source(partial(fetch_hub, "openai/gsm8k", "main"), gsm8k_problem, ("question", "answer"), "r1_zero"),
     "math": Source(
         partial(fetch_hub, "DigitalLearningGmbH/MATH-lighteval", None), math_problem, ("problem",), "r1_zero"

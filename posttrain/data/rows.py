@@ -1,7 +1,8 @@
 """The row: one checked example of a data set, whatever file it came from, in TRL's schemas.
 
-Floor 1. Columns: `prompt`; `prompt, completion`; `messages`; `text`; each a string or a list of messages as TRL
-has them; all further columns are kept for the rewards. Knows no tokenizer.
+Floor 1. Columns: `prompt`; `prompt, completion`; `messages`; `text`; `prompt, chosen, rejected`, or `chosen, rejected`
+with the prompt in both; `prompt, completion, label`; each a string or a list of messages as TRL has them; all further
+columns are kept for the rewards. Knows no tokenizer.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from posttrain.data.files import Fault, Malformed, Record
 from posttrain.data.prompts import PROMPT_STYLES, Text
 from posttrain.records import Message
 
-Kind = Literal["prompt", "prompt_completion", "messages", "text"]
+Kind = Literal["prompt", "prompt_completion", "messages", "text", "preference", "unpaired"]
 
 # A row set has the first of these kinds whose columns it has: UltraChat, with prompt and messages, holds messages.
 SCHEMAS: dict[Kind, tuple[str, ...]] = {
@@ -24,7 +25,13 @@ SCHEMAS: dict[Kind, tuple[str, ...]] = {
     "prompt": ("prompt",),
     "text": ("text",),
 }
+# These have columns that may mean something else: a row set holds them only for a stage that asks for them.
+PREFERENCE_SCHEMAS: dict[Kind, tuple[str, ...]] = {
+    "preference": ("chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+}
 ROLES = ("system", "developer", "user", "assistant", "tool")
+ASSISTANT_MARK = "\n\nAssistant:"  # HH-RLHF's: what comes after the last one is the completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,16 @@ class Row:
     completion: Text | None = None
     messages: tuple[Message, ...] | None = None
     text: str | None = None
+    chosen: Text | None = None
+    rejected: Text | None = None
+    label: bool | None = None  # whether the completion is desirable
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # read-only all the way down
 
 
-def kind_of(columns: Collection[str]) -> Kind | None:
-    """Return the kind of rows that these columns make, None when they make none."""
-    return next((kind for kind, needed in SCHEMAS.items() if set(needed) <= set(columns)), None)
+def kind_of(columns: Collection[str], wanted: Collection[Kind] = ()) -> Kind | None:
+    """Return the kind of rows that these columns make, None when they make none; kinds of pairs only where wanted."""
+    schemas = {kind: needed for kind, needed in PREFERENCE_SCHEMAS.items() if kind in wanted} | SCHEMAS
+    return next((kind for kind, needed in schemas.items() if set(needed) <= set(columns)), None)
 
 
 def record_id(record: Record) -> str:
@@ -80,10 +91,15 @@ def freeze(value: Any) -> Any:
 
 def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style: str | None = None) -> Row:
     """Check a record of a known kind and return its row; raise `Malformed` with the first fault met."""
-    columns = freeze({name: value for name, value in record.items() if name not in SCHEMAS[kind] and value is not None})
-    for name in SCHEMAS[kind]:
+    needed = SCHEMAS[kind] if kind in SCHEMAS else PREFERENCE_SCHEMAS[kind]
+    used = (*needed, "prompt") if kind == "preference" else needed
+    columns = freeze({name: value for name, value in record.items() if name not in used and value is not None})
+    for name in needed:
         if record.get(name) is None:
             raise Malformed(Fault.COLUMN, f'no "{name}"')
+    if kind == "preference":
+        prompt, chosen, rejected = _pair(record, prompt_style)
+        return Row(id, kind, origin, prompt=prompt, chosen=chosen, rejected=rejected, columns=columns)
     if kind == "messages":
         return Row(id, kind, origin, messages=_conversation(record["messages"]), columns=columns)
     if kind == "text":
@@ -91,10 +107,11 @@ def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style:
     prompt = _prompt(record["prompt"], prompt_style)
     if kind == "prompt":
         return Row(id, kind, origin, prompt=prompt, columns=columns)
-    completion = _completion(record["completion"])
-    if isinstance(prompt, str) != isinstance(completion, str):
-        raise Malformed(Fault.TYPE, "prompt and completion: one is a string, the other a list of messages")
-    return Row(id, kind, origin, prompt=prompt, completion=completion, columns=columns)
+    completion = _completion(record["completion"], "completion", prompt)
+    label = record["label"] if kind == "unpaired" else None
+    if label is not None and not isinstance(label, bool):
+        raise Malformed(Fault.TYPE, f"label is {type(label).__name__}, not true or false")
+    return Row(id, kind, origin, prompt=prompt, completion=completion, label=label, columns=columns)
 
 
 def _prompt(value: Any, style: str | None) -> Text:
@@ -109,13 +126,56 @@ def _prompt(value: Any, style: str | None) -> Text:
     return turns
 
 
-def _completion(value: Any) -> Text:
+def _completion(value: Any, name: str, prompt: Text) -> Text:
+    if isinstance(prompt, str) != isinstance(value, str):
+        raise Malformed(Fault.TYPE, f"prompt and {name}: one is a string, the other a list of messages")
     if isinstance(value, str):
-        return _filled(value, "completion", Fault.EMPTY_COMPLETION)
-    turns = _turns(value, "completion", Fault.EMPTY_COMPLETION)
+        return _filled(value, name, Fault.EMPTY_COMPLETION)
+    turns = _turns(value, name, Fault.EMPTY_COMPLETION)
     if turns[0]["role"] != "assistant":
-        raise Malformed(Fault.TURNS, f"the completion starts with a {turns[0]['role']} turn")
+        raise Malformed(Fault.TURNS, f"the {name} starts with a {turns[0]['role']} turn")
     return turns
+
+
+def _pair(record: Record, style: str | None) -> tuple[Text, Text, Text]:
+    """Return prompt, chosen and rejected; without a prompt, it is what both completions begin with."""
+    chosen, rejected, margin = record["chosen"], record["rejected"], record.get("margin")
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
+        raise Malformed(Fault.TYPE, f"margin is {type(margin).__name__}")
+    if record.get("prompt") is not None:
+        prompt = _prompt(record["prompt"], style)
+    else:
+        shared, chosen, rejected = _cut_prompt(chosen, rejected)
+        prompt = _prompt(shared, style)
+    pair = _completion(chosen, "chosen", prompt), _completion(rejected, "rejected", prompt)
+    if _bare(pair[0]) == _bare(pair[1]):
+        raise Malformed(Fault.SAME)
+    return prompt, *pair
+
+
+def _cut_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """Cut what two whole conversations share from both: whole turns, or text up to HH-RLHF's mark or to a space."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise Malformed(Fault.TYPE, "chosen and rejected: one is a string, the other a list of messages")
+    if not isinstance(chosen, str):
+        chosen = _turns(chosen, "chosen", Fault.EMPTY_COMPLETION)
+        rejected = _turns(rejected, "rejected", Fault.EMPTY_COMPLETION)
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    size = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    if isinstance(chosen, str):
+        mark = chosen.rfind(ASSISTANT_MARK, 0, size)
+        words = max(chosen.rfind(" ", 0, size), chosen.rfind("\n", 0, size), 0)
+        size = mark + len(ASSISTANT_MARK) if mark >= 0 else words
+    while size and not isinstance(chosen, str) and chosen[size - 1]["role"] == "assistant":
+        size -= 1
+    if not size:
+        raise Malformed(Fault.EMPTY_PROMPT, "chosen and rejected begin with nothing in common, and there is no prompt")
+    return chosen[:size], chosen[size:], rejected[size:]
+
+
+def _bare(text: Text) -> list[str]:
+    """Return the contents without the white space around them, which chat templates may trim."""
+    return [text.strip()] if isinstance(text, str) else [f"{turn['role']} {turn['content'].strip()}" for turn in text]
 
 
 def _conversation(value: Any) -> tuple[Message, ...]:

@@ -28,7 +28,10 @@ KIND_WORDS: dict[Kind, str] = {
     "prompt_completion": "prompts with completions (prompt, completion)",
     "messages": "conversations (messages)",
     "text": "plain text (text)",
+    "preference": "preference pairs (chosen, rejected)",
+    "unpaired": "judged completions (prompt, completion, label)",
 }
+OTHER_STAGES: dict[Kind, str] = {"prompt": "grpo", "preference": "dpo", "unpaired": "dpo"}  # where sft is no use
 
 
 @dataclass(slots=True)
@@ -64,12 +67,13 @@ class Scan:
     tally: Tally
 
 
-def load_rows(settings: DataSettings, *, seed: int) -> list[Row]:
+def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()) -> list[Row]:
     """Return a source's rows, in its order and with distinct ids; raise DataError when more are bad than allowed.
 
-    `seed` matters to generated sources alone; `split` to named sources and directories, not to a single file.
+    `kinds` are those that the stage wants, where columns could mean several. `seed` matters to generated sources
+    alone; `split` to named sources and directories, not to a single file.
     """
-    scan = scan_rows(settings, seed=seed)
+    scan = scan_rows(settings, seed=seed, kinds=kinds)
     place, bad = place_of(settings), scan.tally.bad_rows()
     if bad > settings.max_bad_rows:
         raise DataError(
@@ -86,11 +90,11 @@ def load_rows(settings: DataSettings, *, seed: int) -> list[Row]:
     return scan.rows
 
 
-def scan_rows(settings: DataSettings, *, seed: int) -> Scan:
+def scan_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()) -> Scan:
     """Read a source up to `settings.rows` usable rows and tally what cannot be used."""
     entries = open_source(settings, seed=seed)
     head = list(islice(entries, PEEKED_ROWS))
-    read = row_reader(settings, [record for _, record in head if not isinstance(record, Malformed)])
+    read = row_reader(settings, [record for _, record in head if not isinstance(record, Malformed)], kinds)
     rows: dict[str, Row] = {}
     tally = Tally()
     for origin, record in chain(head, entries):
@@ -135,7 +139,9 @@ def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
     )
 
 
-def row_reader(settings: DataSettings, first: Sequence[Record]) -> Callable[[Record, str], Row]:
+def row_reader(
+    settings: DataSettings, first: Sequence[Record], kinds: Collection[Kind] = ()
+) -> Callable[[Record, str], Row]:
     """Return the function from a record and its origin to a row, once the first records show the columns needed."""
     place, style, renames = place_of(settings), settings.prompt_style, settings.columns
     if style is not None and style not in PROMPT_STYLES:
@@ -147,10 +153,12 @@ def row_reader(settings: DataSettings, first: Sequence[Record]) -> Callable[[Rec
     if first:
         check_renames(place, column_names(first), renames)
     columns = column_names(rename(record, renames) for record in first)
-    kind = kind_of(columns)
+    kind = kind_of(columns, kinds)
     if source is None and kind is None and first:
-        pairs = {"chosen", "rejected"} <= set(columns)
-        raise preference_pairs(place, first[0]) if pairs else missing_column(place, "prompt", columns, first[0])
+        if {"chosen", "rejected"} <= set(columns):
+            raise preference_pairs(place, first[0])
+        needed = "prompt" if "preference" not in kinds else "rejected" if "chosen" in columns else "chosen"
+        raise missing_column(place, needed, columns, first[0])
     if source is not None and first:
         for needed in source.columns:
             if needed not in columns:
@@ -177,7 +185,7 @@ def require_kind(rows: Sequence[Row], kinds: Collection[Kind], stage: str) -> No
         return
     place = wrong.origin.rpartition(":")[0]
     needed = " or ".join(words for kind, words in KIND_WORDS.items() if kind in kinds)
-    other = "grpo" if wrong.kind == "prompt" else "sft"
+    other = OTHER_STAGES.get(wrong.kind, "sft")
     raise DataError(
         f"{stage} needs {needed}; {place} holds {KIND_WORDS[wrong.kind]}",
         fix=f"posttrain {other} --data.source {place}" if other != stage else None,

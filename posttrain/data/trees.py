@@ -116,16 +116,17 @@ class MicroBatch:
     branches: tuple[int, ...]  # consecutive: `advantages[list(micro_batch.branches)]`
 
 
-def cut_micro_batches(trees: Sequence[TokenTree], max_tokens: int, *, layout: Layout = "tree") -> list[MicroBatch]:
+def cut_micro_batches(
+    trees: Sequence[TokenTree], max_tokens: int, *, layout: Layout = "tree", whole_trees: bool = False
+) -> list[MicroBatch]:
     """Cut trees, in order, into micro-batches that compute at most `max_tokens` tokens each, padding included.
 
     A tree over the budget is split by branches and its prompt repeated; a single branch over the budget goes alone.
+    With `whole_trees` the branches of a tree stay together, also over the budget: a loss compares them.
     """
     _check(trees)
     cut: list[list[TokenTree]] = [[]]
-    pieces = (
-        _one_branch_each(trees) if layout == "rows" else [part for tree in trees for part in _split(tree, max_tokens)]
-    )
+    pieces = list(trees) if whole_trees else [part for tree in trees for part in _split(tree, max_tokens, layout)]
     for piece in pieces:
         together = [*cut[-1], piece]
         if len(together) > 1 and _forward_tokens(together, layout) > max_tokens:
@@ -141,8 +142,10 @@ def cut_micro_batches(trees: Sequence[TokenTree], max_tokens: int, *, layout: La
     return micro_batches
 
 
-def _split(tree: TokenTree, max_tokens: int) -> list[TokenTree]:
-    """Split a tree that is over the budget into trees of as many branches as fit."""
+def _split(tree: TokenTree, max_tokens: int, layout: Layout) -> list[TokenTree]:
+    """Split a tree that is over the budget into trees of as many branches as fit; rows have one branch each."""
+    if layout == "rows":
+        return _one_branch_each([tree])
     parts = [TokenTree(tree.prompt_ids, tree.branches[:1])]
     for branch in tree.branches[1:]:
         wider = TokenTree(tree.prompt_ids, (*parts[-1].branches, branch))

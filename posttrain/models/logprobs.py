@@ -63,24 +63,29 @@ def completion_logprobs(model: Model, batch: TokenBatch, *, temperature: float =
     """
     transformer = plain_model(model)
     device = transformer.device
+    hidden = batch_hidden_states(transformer, batch)
+    of_predictors = hidden.index_select(0, batch.predictors.to(device))  # (N, E)
+    logprobs, entropy = head_logprobs(transformer, of_predictors, batch.targets.to(device), temperature=temperature)
+    where = batch.rows.to(device), batch.columns.to(device)
+    empty = logprobs.new_zeros(batch.token_mask.shape)
+    return TokenLogprobs(empty.index_put(where, logprobs), empty.index_put(where, entropy))
+
+
+def batch_hidden_states(transformer: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """Return the last hidden states `(R * T, E)` of a batch's flattened input.
+
+    Raises ModelError for a tree batch on a model whose attention is its own.
+    """
+    device = transformer.device
     if transformer.config._attn_implementation == ATTENTION_NAME:
         layout, attention_mask = attention_layout(batch, device), None
     elif batch.layout == "rows":
         layout, attention_mask = None, batch.attention_mask.to(device)
     else:
         raise ModelError(f"{type(transformer).__name__} was not loaded for prompt trees", fix='layout = "rows"')
-    hidden = hidden_states(
-        transformer,
-        batch.input_ids.to(device),
-        batch.position_ids.to(device),
-        layout=layout,
-        attention_mask=attention_mask,
-    )
-    of_predictors = hidden.flatten(0, 1).index_select(0, batch.predictors.to(device))  # (N, E)
-    logprobs, entropy = head_logprobs(transformer, of_predictors, batch.targets.to(device), temperature=temperature)
-    where = batch.rows.to(device), batch.columns.to(device)
-    empty = logprobs.new_zeros(batch.token_mask.shape)
-    return TokenLogprobs(empty.index_put(where, logprobs), empty.index_put(where, entropy))
+    input_ids, position_ids = batch.input_ids.to(device), batch.position_ids.to(device)
+    hidden = hidden_states(transformer, input_ids, position_ids, layout=layout, attention_mask=attention_mask)
+    return hidden.flatten(0, 1)
 
 
 def attention_layout(batch: TokenBatch, device: torch.device) -> AttentionLayout:

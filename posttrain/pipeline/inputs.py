@@ -20,7 +20,7 @@ from posttrain.settings import (
     ModelSettings,
     ModelStageSettings,
     PretrainSettings,
-    SftSettings,
+    RowStageSettings,
     StageSettings,
 )
 
@@ -32,7 +32,7 @@ def data_of(settings: StageSettings) -> DataSettings | None:
     """Return where a stage's rows come from; those of an evaluation are its task's. Raises ConfigError for no task."""
     if isinstance(settings, EvalSettings):
         return task_data(find_task(settings.task), settings.data)
-    return settings.data if isinstance(settings, SftSettings | GrpoSettings) else None
+    return settings.data if isinstance(settings, RowStageSettings | GrpoSettings) else None
 
 
 def data_files(data: DataSettings) -> list[Path]:

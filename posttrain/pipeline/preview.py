@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING
 
 from posttrain.config import leaves_of
 from posttrain.data.chat import describe, render_prompt, render_training_tree
+from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
 from posttrain.field_types import show
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.recipe import Recipe, Stage
 from posttrain.pipeline.runner import stage_settings
-from posttrain.settings import DataSettings, EvalSettings, GrpoSettings, ModelStageSettings, SftSettings
+from posttrain.settings import (
+    DataSettings,
+    DpoSettings,
+    EvalSettings,
+    GrpoSettings,
+    ModelStageSettings,
+    RmSettings,
+    RowStageSettings,
+)
+from posttrain.stages.checks import row_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.data.rows import Row
+    from posttrain.data.rows import Kind, Row
 
 PREVIEW_ROWS = 64  # read and checked; the first is shown
 
@@ -56,25 +66,27 @@ def _origin(stage: Stage, dotted: str) -> str:
 def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
     """Yield one example as the stage would see it; stages without rows have none."""
     settings = stage.settings
-    if not isinstance(settings, SftSettings | GrpoSettings | EvalSettings):
+    if not isinstance(settings, RowStageSettings | GrpoSettings | EvalSettings):
         return
     data = data_of(settings)
     assert data is not None
-    rows = _some_rows(data, seed=settings.seed)
+    kinds = row_kinds(settings) if isinstance(settings, RmSettings | DpoSettings) else ()
+    rows = _some_rows(data, seed=settings.seed, kinds=kinds)
     yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
     tokenizer = _tokenizer(recipe, stage, directory)
     if tokenizer is None:
         yield f"  its tokenizer comes from the stage {stage.init_from}, which has not run"
-    elif isinstance(settings, SftSettings):
-        for line in describe(render_training_tree(rows[0], tokenizer), tokenizer).splitlines():
+    elif isinstance(settings, RowStageSettings):
+        tree = render_preference(rows[0], tokenizer) if kinds else render_training_tree(rows[0], tokenizer)
+        for line in describe(tree, tokenizer).splitlines():
             yield f"    {line}"
     else:
         yield from _prompt_lines(rows[0], tokenizer)
 
 
-def _some_rows(data: DataSettings, *, seed: int) -> "list[Row]":
+def _some_rows(data: DataSettings, *, seed: int, kinds: "tuple[Kind, ...]") -> "list[Row]":
     count = min(data.rows or PREVIEW_ROWS, PREVIEW_ROWS)
-    return list(islice(load_rows(data.model_copy(update={"rows": count}), seed=seed), count))
+    return list(islice(load_rows(data.model_copy(update={"rows": count}), seed=seed, kinds=kinds), count))
 
 
 def _prompt_lines(row: "Row", tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.settings import (
     CompareSettings,
+    DpoSettings,
     EvalSettings,
     GrpoSettings,
     PretrainSettings,
+    RmSettings,
     SftSettings,
     StageSettings,
 )
@@ -27,7 +29,7 @@ class StageType:
     """A kind of stage; `load` imports and returns its function."""
 
     settings: type[StageSettings]
-    produces: Literal["model", "evaluation", "comparison"]
+    produces: Literal["model", "reward_model", "evaluation", "comparison"]
     load: Callable[[], StageFunction]
 
 
@@ -41,6 +43,18 @@ def _sft() -> StageFunction:
     from posttrain.stages.sft import sft
 
     return sft
+
+
+def _rm() -> StageFunction:
+    from posttrain.stages.rm import rm
+
+    return rm
+
+
+def _dpo() -> StageFunction:
+    from posttrain.stages.dpo import dpo
+
+    return dpo
 
 
 def _grpo() -> StageFunction:
@@ -64,6 +78,8 @@ def _compare() -> StageFunction:
 STAGE_TYPES: dict[str, StageType] = {
     "pretrain": StageType(PretrainSettings, "model", _pretrain),
     "sft": StageType(SftSettings, "model", _sft),
+    "rm": StageType(RmSettings, "reward_model", _rm),
+    "dpo": StageType(DpoSettings, "model", _dpo),
     "grpo": StageType(GrpoSettings, "model", _grpo),
     "eval": StageType(EvalSettings, "evaluation", _evaluate),
     "compare": StageType(CompareSettings, "comparison", _compare),

@@ -5,10 +5,20 @@ Floor 5: settings alone, no torch and no file; a problem is the key that it hang
 
 from collections.abc import Iterator, Mapping
 
+from posttrain.data.rows import Kind
 from posttrain.errors import ConfigError
 from posttrain.nano.corpus import PARTS
 from posttrain.rewards.scoring import check_names
-from posttrain.settings import EvalSettings, GrpoSettings, ModelSettings, PretrainSettings, StageSettings
+from posttrain.settings import (
+    DpoSettings,
+    EvalSettings,
+    GrpoSettings,
+    ModelSettings,
+    PretrainSettings,
+    RmSettings,
+    StageSettings,
+)
+from posttrain.stages.preference_losses import PREFERENCE_LOSSES, needs_pairs
 
 Problem = tuple[str, ConfigError]  # dotted key, error
 
@@ -17,6 +27,8 @@ def settings_problems(settings: StageSettings) -> Iterator[Problem]:
     """Yield the problems of any stage's settings."""
     if isinstance(settings, GrpoSettings):
         yield from grpo_problems(settings)
+    elif isinstance(settings, DpoSettings):
+        yield from dpo_problems(settings)
     elif isinstance(settings, PretrainSettings):
         yield from ignored_model_problems(settings.model)
         yield from blend_problems("blend", settings.blend)
@@ -66,6 +78,37 @@ def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
                 fix="--model.lora_dropout 0.0",
             ),
         )
+
+
+def dpo_problems(settings: DpoSettings) -> Iterator[Problem]:
+    """Yield losses that are unknown, incomplete or without a meaning together, and settings that none of them reads."""
+    unknown = [name for name in settings.losses if name not in PREFERENCE_LOSSES]
+    for name in unknown:
+        yield f"losses.{name}", ConfigError(f"unknown loss {name}; expected some of {', '.join(PREFERENCE_LOSSES)}")
+    if unknown:
+        return
+    if not settings.losses.keys() - {"sft"}:
+        yield "losses", ConfigError("dpo needs a loss besides the sft term", fix="--losses.sigmoid 1.0")
+    if settings.label_smoothing > 0 and not any(PREFERENCE_LOSSES[name].smoothed for name in settings.losses):
+        smoothed = ", ".join(name for name, loss in PREFERENCE_LOSSES.items() if loss.smoothed)
+        message = f"label_smoothing acts on {smoothed} alone, and losses has {', '.join(settings.losses)}"
+        yield "label_smoothing", ConfigError(message, fix="--label_smoothing 0.0")
+    if "kto" in settings.losses and settings.rows_per_step < 2:
+        message = "kto compares each prompt with the completion of another, and rows_per_step = 1 has no other"
+        yield "rows_per_step", ConfigError(message, fix="--rows_per_step 16")
+    if "kto" in settings.losses and settings.reference_cache is not None:
+        message = "kto asks the reference about other pairs of prompt and completion at each step: nothing to keep"
+        yield "reference_cache", ConfigError(message, fix="--reference_cache none")
+    if settings.model.lora_dropout > 0:
+        message = "model.lora_dropout makes the policy differ from the reference before anything is learned"
+        yield "model.lora_dropout", ConfigError(message, fix="--model.lora_dropout 0.0")
+
+
+def row_kinds(settings: RmSettings | DpoSettings) -> tuple[Kind, ...]:
+    """Return the kinds of rows that a stage of preferences can learn from."""
+    if isinstance(settings, DpoSettings) and not needs_pairs(settings):
+        return "preference", "unpaired"
+    return ("preference",)
 
 
 def ignored_model_problems(model: ModelSettings) -> Iterator[Problem]:

@@ -5,11 +5,10 @@ Floor 5. DeepSeekMath, Shao et al. 2024, arXiv 2402.03300; with the choices of D
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
-from peft import PeftModel
 from torch import Tensor
 
 from posttrain.algorithms.advantages import group_advantages, group_signal
@@ -22,8 +21,7 @@ from posttrain.data.trees import TreeBatch
 from posttrain.engines import ENGINES, Interrupted
 from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel, load_model, save_model
-from posttrain.models.logprobs import TokenLogprobs
-from posttrain.models.lora import frozen_copy, reference
+from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
 from posttrain.records import TokenTree, Tree
 from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.scoring import require_gold
@@ -31,6 +29,7 @@ from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.settings import GrpoSettings
 from posttrain.stages.checks import check_settings
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
+from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
     reward_table,
     rollout_metrics,
@@ -58,6 +57,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     check_enough(len(prompts), settings)
     loader = Loader(list(prompts), settings.seed)
     updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
+    forward = partial(completion_logprobs, temperature=settings.sampling.temperature)
     reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
     if run.checkpoint:
         updater.restore(run.checkpoint)
@@ -85,7 +85,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
         with run.phase("update"):
             data = policy_data(trees, advantages, loaded, reference_policy, settings)
             metrics = [
-                updater.update(data.trees, data.loss_share(settings), temperature=settings.sampling.temperature)
+                updater.update(data.trees, data.loss_share(settings), forward=forward)
                 for _ in range(settings.num_iterations)
             ]
         signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
@@ -120,22 +120,6 @@ def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], Trainer
     except Interrupted:
         run.save(done, trainer_state)
         raise
-
-
-class Reference:
-    """The frozen policy that the k3 penalty holds to: the base under the adapter, or a copy of the whole model."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        model = loaded.model
-        self._loaded = loaded if isinstance(model, PeftModel) else replace(loaded, model=frozen_copy(model))
-
-    def logprobs(self, trees: Sequence[TokenTree], settings: GrpoSettings) -> list[tuple[float, ...]]:
-        """Return the reference's log-probs of every branch's tokens."""
-        model = self._loaded.model
-        with reference(model) if isinstance(model, PeftModel) else nullcontext():
-            return evaluate_logprobs(
-                self._loaded, trees, settings.max_tokens_per_micro_batch, temperature=settings.sampling.temperature
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +201,10 @@ def policy_data(
             loaded, kept, settings.max_tokens_per_micro_batch, temperature=settings.sampling.temperature
         )
     if reference_policy is not None:
-        ref = reference_policy.logprobs(kept, settings)
+        with reference_policy.active() as frozen:
+            ref = evaluate_logprobs(
+                frozen, kept, settings.max_tokens_per_micro_batch, temperature=settings.sampling.temperature
+            )
     return PolicyData(
         trees=kept,
         advantages=advantages[kept_indices].flatten(),

@@ -5,7 +5,8 @@ does not depend on how the trees were cut.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,18 +15,21 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from posttrain.algorithms.losses import sft_loss
 from posttrain.algorithms.tokens import token_mean
-from posttrain.data.trees import TreeBatch, build_batch, cut_micro_batches
+from posttrain.data.trees import MicroBatch, TreeBatch, build_batch, cut_micro_batches
 from posttrain.errors import NonFiniteError
 from posttrain.models.lm import LoadedModel
-from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
+from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs
 from posttrain.records import TokenTree
 from posttrain.runs.checkpoint import Checkpoint
 from posttrain.runs.training_state import optimizer_tensors, restore_optimizer
 from posttrain.seeds import derive_seed
-from posttrain.settings import OptimizedStageSettings
+from posttrain.settings import OptimizedStageSettings, RowStageSettings
 
-# Returns the micro-batch's share of the loss, and its shares of what to watch (each summed over the update).
-LossShare = Callable[[TreeBatch, TokenLogprobs, Sequence[int]], tuple[Tensor, Mapping[str, Tensor]]]
+# What a model says of a batch: log-probs of its completion tokens, or scores of its branches.
+Forward = Callable[[Model, TreeBatch], Any]
+# From a micro-batch, what the forward said of it, and the places of its branches among all of the update: its share of
+# the loss, and its shares of what to watch (each summed over the update).
+LossShare = Callable[[TreeBatch, Any, Sequence[int]], tuple[Tensor, Mapping[str, Tensor]]]
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -91,19 +95,25 @@ class Updater:
         self._optimizers = make_optimizers(loaded, self._trained, settings)
 
     def update(
-        self, trees: Sequence[TokenTree], loss_share: LossShare, *, temperature: float = 1.0
+        self,
+        trees: Sequence[TokenTree],
+        loss_share: LossShare,
+        *,
+        forward: Forward = completion_logprobs,
+        whole_trees: bool = False,
     ) -> dict[str, float]:
         """Take one optimizer step on the trees and return the loss, the gradient norm and what the loss watches.
 
-        Without trained tokens there is no step to take. A loss or gradient that is not finite changes nothing: the
-        update is skipped and counted; NonFiniteError is raised after more than MAX_SKIPPED_IN_A_ROW in a row.
+        `whole_trees` keeps the branches of a tree in one micro-batch, for a loss that compares them. Without trained
+        tokens there is no step to take. A loss or gradient that is not finite changes nothing: the update is skipped
+        and counted; NonFiniteError is raised after more than MAX_SKIPPED_IN_A_ROW in a row.
         """
         learning_rate = learning_rate_at(self._updates, self._num_updates, self._settings)
         if not trained_tokens(trees):
             self._updates += 1
             return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": learning_rate, "skipped_update": 0.0}
         torch.manual_seed(derive_seed(self._settings.seed, "update", self._updates))  # for adapter dropout
-        totals = self._accumulate(trees, loss_share, temperature)
+        totals = self._accumulate(trees, loss_share, forward, whole_trees)
         parameters = list(self._trained.values())
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm).item()
         finite = math.isfinite(totals["loss"]) and math.isfinite(grad_norm)
@@ -122,16 +132,21 @@ class Updater:
                 f"{self._skipped_in_a_row} times in a row; the weights are those before",
                 fix=f"--learning_rate {self._settings.learning_rate / 10:g}",
             )
-        return totals | {"grad_norm": grad_norm, "learning_rate": learning_rate, "skipped_update": float(not finite)}
+        return totals | {
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "skipped_update": float(not finite),
+            "update/tokens": float(all_tokens(trees)),
+        }
 
-    def _accumulate(self, trees: Sequence[TokenTree], loss_share: LossShare, temperature: float) -> dict[str, float]:
+    def _accumulate(
+        self, trees: Sequence[TokenTree], loss_share: LossShare, forward: Forward, whole_trees: bool
+    ) -> dict[str, float]:
         """Add up gradients, losses and watched values over the micro-batches."""
-        layout = self._loaded.layout
         totals: dict[str, float] = {"loss": 0.0}
-        for micro_batch in cut_micro_batches(trees, self._settings.max_tokens_per_micro_batch, layout=layout):
-            batch = build_batch(micro_batch.trees, layout=layout, pad_id=self._loaded.pad_id).to(self._loaded.device)
-            tokens = completion_logprobs(self._loaded.model, batch, temperature=temperature)
-            loss, watched = loss_share(batch, tokens, micro_batch.branches)
+        budget = self._settings.max_tokens_per_micro_batch
+        for micro_batch, batch, output in forward_all(self._loaded, trees, budget, forward, whole_trees=whole_trees):
+            loss, watched = loss_share(batch, output, micro_batch.branches)
             torch.autograd.backward(loss)
             for name, value in {"loss": loss, **watched}.items():
                 totals[name] = totals.get(name, 0.0) + value.item()
@@ -160,16 +175,33 @@ class Updater:
         self._updates, self._skipped_in_a_row = state["updates"], state["skipped_in_a_row"]
 
 
+def forward_all(
+    loaded: LoadedModel,
+    trees: Sequence[TokenTree],
+    max_tokens: int,
+    forward: Forward,
+    *,
+    whole_trees: bool = False,
+) -> Iterator[tuple[MicroBatch, TreeBatch, Any]]:
+    """Cut the trees into micro-batches and yield each with its batch, on the model's device, and the forward's output.
+
+    Runs in the caller's gradient mode.
+    """
+    for micro_batch in cut_micro_batches(trees, max_tokens, layout=loaded.layout, whole_trees=whole_trees):
+        batch = build_batch(micro_batch.trees, layout=loaded.layout, pad_id=loaded.pad_id).to(loaded.device)
+        yield micro_batch, batch, forward(loaded.model, batch)
+
+
 @torch.no_grad()
 def evaluate_logprobs(
     loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int, *, temperature: float
 ) -> list[tuple[float, ...]]:
     """Return the log-probs of every branch's tokens, branch by branch, without gradients."""
     rows: list[tuple[float, ...]] = []
-    for micro_batch in cut_micro_batches(trees, max_tokens, layout=loaded.layout):
-        batch = build_batch(micro_batch.trees, layout=loaded.layout, pad_id=loaded.pad_id)
-        logprobs = completion_logprobs(loaded.model, batch, temperature=temperature).logprobs.cpu()
+    forward = partial(completion_logprobs, temperature=temperature)
+    for _, batch, tokens in forward_all(loaded, trees, max_tokens, forward):
         lengths = [length for _, length in batch.branch_spans]
+        logprobs = tokens.logprobs.cpu()
         rows.extend(tuple(row[:length].tolist()) for row, length in zip(logprobs, lengths, strict=True))
     return rows
 
@@ -186,6 +218,18 @@ def token_mean_loss(trees: Sequence[TokenTree]) -> LossShare:
     return share
 
 
+def all_tokens(trees: Sequence[TokenTree]) -> int:
+    """Count the tokens that the trees hold, every prompt once."""
+    return sum(len(tree.prompt_ids) + sum(len(branch.ids) for branch in tree.branches) for tree in trees)
+
+
 def trained_tokens(trees: Sequence[TokenTree]) -> int:
     """Count the tokens that the trees train."""
     return sum(sum(branch.mask) for tree in trees for branch in tree.branches)
+
+
+def steps_of_rows(settings: RowStageSettings, num_rows: int) -> list[int]:
+    """Return how many rows each step takes: the last one takes what is left of the epochs."""
+    wanted = settings.max_steps * settings.rows_per_step or max(1, round(settings.num_train_epochs * num_rows))
+    whole, rest = divmod(wanted, settings.rows_per_step)
+    return [settings.rows_per_step] * whole + [rest] * (rest > 0)

@@ -4,15 +4,13 @@ Floor 5. Rows become prompt trees of one branch; a step's loss is the mean over 
 rows fall into micro-batches, and packed rows never see one another.
 """
 
-import math
-
 from posttrain.data.chat import drop_overlong, render_training_tree
 from posttrain.data.loader import Loader
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.models.lm import load_model, save_model
 from posttrain.runs.directory import StageRun
 from posttrain.settings import SftSettings
-from posttrain.stages.optimize import Updater, token_mean_loss, trained_tokens
+from posttrain.stages.optimize import Updater, steps_of_rows, token_mean_loss, trained_tokens
 
 
 def sft(settings: SftSettings, run: StageRun) -> None:
@@ -24,21 +22,19 @@ def sft(settings: SftSettings, run: StageRun) -> None:
         rows, lambda row: render_training_tree(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
     )
     loader = Loader(list(trees), settings.seed)
-    num_rows = settings.max_steps * settings.rows_per_step or max(1, round(settings.num_train_epochs * len(trees)))
-    max_steps = math.ceil(num_rows / settings.rows_per_step)
-    updater = Updater(loaded, settings, num_updates=max_steps)
+    rows_of_step = steps_of_rows(settings, len(trees))
+    updater = Updater(loaded, settings, num_updates=len(rows_of_step))
     progress = {"num_tokens": 0}
     if run.checkpoint:
         updater.restore(run.checkpoint)
         loader.restore(run.checkpoint.state["loader"])
         progress = dict(run.checkpoint.state["progress"])
-    for step in run.steps(max_steps):
-        rows_left = num_rows - (step - 1) * settings.rows_per_step
-        batch = [trees[row_id] for row_id in loader.next(min(settings.rows_per_step, rows_left))]
+    for step in run.steps(len(rows_of_step)):
+        batch = [trees[row_id] for row_id in loader.next(rows_of_step[step - 1])]
         with run.phase("update"):
             metrics = updater.update(batch, token_mean_loss(batch))
         progress["num_tokens"] += trained_tokens(batch)
         run.log(step, metrics | {"epoch": loader.epoch, **progress})
         run.save(step, lambda: updater.state({"loader": loader.state(), "progress": progress}))
     run.publish_artifact(lambda directory: save_model(loaded, directory))
-    run.finish({"rows": len(trees), "dropped_rows": len(dropped), "steps": max_steps, **progress})
+    run.finish({"rows": len(trees), "dropped_rows": len(dropped), "steps": len(rows_of_step), **progress})

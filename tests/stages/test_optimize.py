@@ -10,7 +10,7 @@ from torch import Tensor
 from posttrain.data.trees import TreeBatch
 from posttrain.errors import NonFiniteError
 from posttrain.models.lm import LoadedModel, load_model
-from posttrain.models.logprobs import TokenLogprobs
+from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
 from posttrain.records import Branch, TokenTree
 from posttrain.settings import ModelSettings, OptimizedStageSettings
 from posttrain.stages.optimize import (
@@ -58,7 +58,7 @@ def test_micro_batches_change_nothing(model_directory: str, layout: str) -> None
     for budget in (4096, 8, 1):
         loaded = fresh(model_directory, layout=layout)
         settings = OptimizedStageSettings(max_tokens_per_micro_batch=budget)
-        totals = Updater(loaded, settings, 1)._accumulate(TREES, token_mean_loss(TREES), 1.0)
+        totals = Updater(loaded, settings, 1)._accumulate(TREES, token_mean_loss(TREES), completion_logprobs, False)
         found.append((totals, {name: p.grad for name, p in loaded.model.named_parameters()}))
     for totals, gradients in found[1:]:
         assert totals == pytest.approx(found[0][0], rel=1e-6)

@@ -1,0 +1,85 @@
+"""How well scores order held-out preference pairs: accuracy, its dependence on length, and calibration.
+
+Pure numpy. The probability that a Bradley-Terry model gives its own choice is sigmoid(|margin|); calibration compares
+it with how often the choice is the pair's (Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv
+1706.04599).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from posttrain.evals.stats import Interval, wilson_interval
+
+LENGTH_GROUPS = 4
+CONFIDENCE_BINS = 5  # between 0.5, no opinion, and 1
+
+
+def pair_report(
+    chosen: np.ndarray, rejected: np.ndarray, chosen_lengths: np.ndarray, rejected_lengths: np.ndarray
+) -> dict[str, Any]:
+    """Return what scores `(P,)` and lengths in tokens `(P,)` of both completions of P >= 1 pairs say, as plain JSON.
+
+    A tie of two scores is a wrong choice. `longer_chosen` is the share of pairs whose chosen completion is the longer
+    one, `prefers_longer` the share in which the scores choose it; both of the pairs of unequal length.
+    """
+    margins = chosen - rejected
+    correct = margins > 0
+    gaps = chosen_lengths - rejected_lengths
+    unequal = gaps != 0
+    return {
+        "pairs": len(margins),
+        **_accuracy(correct),
+        "mean_margin": float(margins.mean()),
+        "longer_chosen": float((gaps > 0)[unequal].mean()) if unequal.any() else None,
+        "prefers_longer": float((correct == (gaps > 0))[unequal].mean()) if unequal.any() else None,
+        "by_length_gap": _by_length_gap(correct, gaps),
+        "calibration": _calibration(correct, 1 / (1 + np.exp(-np.abs(margins)))),
+    }
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Return in words whether the scores order held-out pairs better than chance."""
+    interval = Interval(*report["accuracy_interval"])
+    found = f"{report['accuracy']:.1%} [{interval.low:.1%}, {interval.high:.1%}] of {report['pairs']} held-out pairs"
+    if interval.low > 0.5:
+        return f"better than chance: it orders {found} as they were judged"
+    if interval.high < 0.5:
+        return f"worse than chance: it orders {found} as they were judged, so it has learned the opposite"
+    return f"no better than chance: it orders {found} as they were judged, which guessing does too; do not train on it"
+
+
+def _accuracy(correct: np.ndarray) -> dict[str, Any]:
+    return {
+        "accuracy": float(correct.mean()),
+        "accuracy_interval": list(wilson_interval(float(correct.sum()), len(correct))),
+    }
+
+
+def _by_length_gap(correct: np.ndarray, gaps: np.ndarray) -> list[dict[str, Any]]:
+    """Return the accuracy of groups of about equal size, by how many tokens the chosen completion is longer."""
+    edges = np.unique(np.quantile(gaps, np.linspace(0, 1, LENGTH_GROUPS + 1), method="lower"))
+    if len(edges) == 1:
+        edges = np.repeat(edges, 2)
+    group = np.clip(np.searchsorted(edges, gaps, side="right") - 1, 0, len(edges) - 2)
+    rows = []
+    for index in range(len(edges) - 1):
+        inside = group == index
+        if inside.any():
+            gap = {"gap_min": int(gaps[inside].min()), "gap_max": int(gaps[inside].max()), "pairs": int(inside.sum())}
+            rows.append({**gap, **_accuracy(correct[inside])})
+    return rows
+
+
+def _calibration(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
+    """Return the reliability table, and the expected calibration error: the mean gap, weighted by pairs."""
+    place = np.minimum(((confidence - 0.5) * 2 * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    table, error = [], 0.0
+    for index in range(CONFIDENCE_BINS):
+        inside = place == index
+        if not inside.any():
+            continue
+        mean, accuracy = float(confidence[inside].mean()), float(correct[inside].mean())
+        error += abs(mean - accuracy) * inside.sum() / len(correct)
+        table.append({"pairs": int(inside.sum()), "confidence": mean, "accuracy": accuracy})
+    return {"ece": float(error), "reliability": table}

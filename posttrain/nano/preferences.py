@@ -1,0 +1,86 @@
+"""Pairs of solutions of nano problems, one chosen and one rejected, by one of three preferences.
+
+Floor 0, standard library only. The third preference is a fault on purpose: it shows what a reward model learns from
+judges who like length.
+"""
+
+import random
+from collections.abc import Callable
+from itertools import islice
+
+from posttrain.nano import solutions
+from posttrain.nano.problems import Problem, problems
+from posttrain.seeds import derive_seed
+
+Solution = tuple[str, int]  # text, and the answer that it reaches
+Pair = tuple[Solution, Solution]  # chosen, rejected
+
+_PADDING = (
+    "Let me think about this carefully.",
+    "This is an interesting question about {answer}.",
+    "We should check every number once more.",
+    "As we know, the order of the steps matters here.",
+    "To be sure, let us say it again: the result is {answer}.",
+)
+
+
+def mistaken(problem: Problem, draw: random.Random) -> Problem:
+    """Return the problem with a faulty step that changes its answer."""
+    while (faulty := solutions.wrong(problem, draw)).answer == problem.answer:
+        pass
+    return faulty
+
+
+def padded(problem: Problem, draw: random.Random) -> str:
+    """Solve step by step between two and four sentences that add nothing."""
+    words = [sentence.format(answer=problem.answer) for sentence in draw.sample(_PADDING, draw.randint(2, 4))]
+    before = draw.randint(1, len(words) - 1)
+    return " ".join([*words[:before], solutions.steps(problem), *words[before:]])
+
+
+def right_against_wrong(problem: Problem, draw: random.Random) -> Pair:
+    """Prefer the right answer: both solutions are written in one style, and are of about one length."""
+    write = draw.choice((solutions.steps, solutions.terse))
+    faulty = mistaken(problem, draw)
+    return (write(problem), problem.answer), (write(faulty), faulty.answer)
+
+
+def concise_against_padded(problem: Problem, draw: random.Random) -> Pair:
+    """Prefer the solution without padding: both are right."""
+    return (solutions.steps(problem), problem.answer), (padded(problem, draw), problem.answer)
+
+
+def longer_against_shorter(problem: Problem, draw: random.Random) -> Pair:
+    """Prefer the padded solution, whichever of the two is right."""
+    one, other = (mistaken(problem, draw) if draw.random() < 0.5 else problem for _ in range(2))
+    return (padded(one, draw), one.answer), (solutions.steps(other), other.answer)
+
+
+PREFERENCES: dict[str, Callable[[Problem, random.Random], Pair]] = {
+    "right": right_against_wrong,
+    "concise": concise_against_padded,
+    "longer": longer_against_shorter,
+}
+
+
+def rows(preference: str, split: str, count: int | None, *, seed: int) -> list[dict[str, object]]:
+    """Return pairs of a preference: question, answer, solution (the chosen ones), rejected_answer, rejected_solution.
+
+    As `problems.rows`: validation and test are the same for every seed, and `count` defaults to 1,000.
+    """
+    stream_seed = seed if split == "train" else 0
+    found: list[dict[str, object]] = []
+    for index, problem in enumerate(islice(problems(split, seed=stream_seed), count or 1000)):
+        draw = random.Random(derive_seed(stream_seed, "nano-pair", preference, index))
+        (solution, answer), (rejected_solution, rejected_answer) = PREFERENCES[preference](problem, draw)
+        found.append(
+            {
+                "question": problem.question,
+                "answer": str(answer),
+                "solution": solution,
+                "rejected_answer": str(rejected_answer),
+                "rejected_solution": rejected_solution,
+                "level": problem.level,
+            }
+        )
+    return found
