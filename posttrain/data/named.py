@@ -175,9 +175,6 @@ PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_s
 
 SOURCES: dict[str, Source] = {
     "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano"),
-    "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano"),
-    "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano"),
-    "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano"),
     "gsm8k": Source(partial(fetch_hub, "openai/gsm8k", "main"), gsm8k_problem, ("question", "answer"), "r1_zero"),
     "math": Source(
         partial(fetch_hub, "DigitalLearningGmbH/MATH-lighteval", None), math_problem, ("problem",), "r1_zero"
@@ -186,4 +183,7 @@ SOURCES: dict[str, Source] = {
     "numina_math_cot": Source(
         partial(fetch_hub, "AI-MO/NuminaMath-CoT", None), numina_problem, ("problem", "solution"), "r1_zero"
     ),
+    "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano"),
+    "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano"),
+    "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano"),
 }

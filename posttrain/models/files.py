@@ -53,6 +53,20 @@ def base_of_adapter(directory: Path) -> str:
     return base
 
 
+def refuse_classifier(name: str) -> None:
+    """Raise ModelError for a reward model on disk: read as a language model, it would lose its score head."""
+    directory = locate(name)
+    if directory is None:
+        return
+    if is_adapter(directory):
+        classifies = read_json(directory / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
+    else:
+        architectures = read_json(directory / CONFIG).get("architectures") or []
+        classifies = any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
+    if classifies:
+        raise ModelError(f"{directory} is a reward model, which writes nothing", fix='name_or_path = "nano"')
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raises ModelError where there is none."""
     try:

@@ -27,7 +27,7 @@ from transformers import (
 from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.devices import resolve_device, resolve_dtype
-from posttrain.models.files import base_of_adapter, is_adapter, locate
+from posttrain.models.files import base_of_adapter, is_adapter, locate, refuse_classifier
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.support import prepare_attention
@@ -62,6 +62,7 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     frozen in `dtype` and the adapter is float32. An adapter folder continues its adapter, with a frozen copy of it as
     reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
     """
+    refuse_classifier(settings.name_or_path)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     adapter, base = _adapter_and_base(settings.name_or_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -113,6 +113,7 @@ def _classifier(plain: PreTrainedModel, pad_id: int | None) -> PreTrainedModel:
 def _save_adapter(model: PeftModel, directory: Path | str) -> None:
     """Write the adapter as peft would write that of a classification model with a trained head."""
     config = copy.deepcopy(model.peft_config[POLICY_ADAPTER])
+    assert isinstance(config, LoraConfig)
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", [HEAD], True
     config.save_pretrained(str(directory))
     weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)

@@ -28,7 +28,7 @@ from posttrain.stages.optimize import LossShare, Updater, steps_of_rows, trained
 from posttrain.stages.preference_losses import PREFERENCE_LOSSES, beta_of, main_loss, needs_reference
 from posttrain.stages.reference import Reference, cached_sequence_logprobs, evaluate_sequences
 
-FALL = 0.1  # nats a token below the start, from which falling log-probs are told
+FALL = 0.05  # nats a token below the start, from which falling log-probs are told
 SMOOTHING = 0.8  # of the change, from step to step: one step's rows are noisy
 FALLING = (
     "chosen and rejected completions are both becoming less likely than at the start: the policy may drift to answers "

@@ -316,6 +316,7 @@ def test_bradley_terry_is_that_of_trl(preferences: ModuleType) -> None:
         args=SimpleNamespace(center_rewards_coefficient=0.01),
         accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
         _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
     )
     margin = torch.tensor([0.5, 0.0, 1.0])
     expected = trainer.compute_loss(fields, lambda **_: SimpleNamespace(logits=logits), {"margin": margin})

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.trees import MAX_PADDING, build_batch, cut_micro_batches
+from posttrain.data.trees import MAX_PADDING, Layout, build_batch, cut_micro_batches
 from posttrain.errors import DataError
 from posttrain.records import Branch, TokenTree
 
@@ -137,3 +137,14 @@ def test_one_long_row_among_short_ones_does_not_blow_up_the_attention_grids() ->
         branches = [branch for tree in micro_batch.trees for branch in tree.branches]
         grid = len(branches) * max(len(branch.ids) for branch in branches)
         assert grid <= MAX_PADDING * 4096
+
+
+@pytest.mark.parametrize("layout", ["tree", "rows"])
+def test_whole_trees_are_never_cut_apart(layout: Layout) -> None:
+    trees = [tree_of(3, 4, 5), tree_of(2, 1, 1), tree_of(30, 20, 20)]
+    cut = cut_micro_batches(trees, 10, layout=layout, whole_trees=True)
+    assert [part.trees for part in cut] == [(tree,) for tree in trees]
+    assert [part.branches for part in cut] == [(0, 1), (2, 3), (4, 5)]
+    together = cut_micro_batches(trees, 1000, layout=layout, whole_trees=True)
+    assert [part.trees for part in together] == [tuple(trees)]
+    assert any(len(part.branches) == 1 for part in cut_micro_batches(trees, 10, layout=layout))  # what it prevents

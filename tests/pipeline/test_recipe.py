@@ -122,6 +122,11 @@ def test_the_name_is_the_flags_then_the_files_then_the_files_stem(tmp_path):
             'init_from = "base"\nseed',
             "stage grpo needs base, which is of type eval and makes no model",
         ),
+        (
+            'type = "sft"',
+            'type = "rm"',
+            "stage grpo needs sft, which is of type rm and makes no model",
+        ),
         ('init_from = "sft"\nseed', 'init_from = "grpo"\nseed', "stage grpo needs grpo, which must come before it"),
         (
             'type = "sft"',

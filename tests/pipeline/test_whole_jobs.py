@@ -170,3 +170,17 @@ def test_demo_recipe_at_a_tiny_size(tmp_path: Path) -> None:
     assert len(rows) == 2
     assert rows[0]["kl/engine"] < 1e-3
     assert (tmp_path / "demo/comparison/comparison.md").is_file()
+
+
+def test_preferences_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--model.dtype", "float32", "--model.lora_r", "4", "--data.rows", "16", "--max_steps", "1"]
+    call("dpo", *common, "--dry-run", "--runs_dir", str(tmp_path))
+    shown = capsys.readouterr().out
+    assert shown.count("trained") >= 2  # both branches
+    assert "16 rows read" in shown
+    call("dpo", *common, "--runs_dir", str(tmp_path))
+    assert (tmp_path / "dpo/dpo/artifact/adapter_model.safetensors").is_file()
+    call("rm", *common, "--data.source", "nano_longer_wins", "--runs_dir", str(tmp_path))
+    summary = json.loads((tmp_path / "rm/rm/result.json").read_text())["summary"]
+    assert summary["longer_chosen"] == 1.0
+    assert summary["verdict"]

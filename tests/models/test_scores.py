@@ -1,0 +1,122 @@
+"""The score head: where it reads, how it starts, and that transformers and peft load it with the same scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from posttrain.data.trees import build_batch
+from posttrain.errors import ModelError
+from posttrain.models.lm import LoadedModel, load_model
+from posttrain.models.logprobs import plain_model
+from posttrain.models.scores import add_score_head, completion_scores, save_reward_model
+from posttrain.records import Branch, TokenTree
+from posttrain.settings import ModelSettings
+
+TREES = [
+    TokenTree((5, 6, 7), (Branch((8, 9, 10, 2), (1, 1, 0, 1)), Branch((12, 2), (1, 1)))),
+    TokenTree((20, 21), (Branch((31, 2), (1, 1)), Branch((34, 35, 36, 37, 2), (1,) * 5))),
+]
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt2"]
+
+
+def with_head(directory: Path, **options: Any) -> LoadedModel:
+    settings = ModelSettings(name_or_path=str(directory), dtype="float32", device="cpu", **options)
+    loaded = load_model(settings, seed=3)
+    add_score_head(loaded, seed=3)
+    return loaded
+
+
+def scores_of(loaded: LoadedModel) -> torch.Tensor:
+    return completion_scores(loaded.model, build_batch(TREES, layout=loaded.layout, pad_id=loaded.pad_id)).detach()
+
+
+def reloaded_scores(directory: Path, base: Path | None) -> torch.Tensor:
+    """Return the scores that the saved model gives to padded rows, by transformers' own forward."""
+    if base is None:
+        model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    else:
+        config = AutoConfig.from_pretrained(directory)
+        plain = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
+        model = PeftModel.from_pretrained(plain, str(directory))
+    pad_id = AutoTokenizer.from_pretrained(directory).pad_token_id
+    assert model.config.get_text_config().pad_token_id == pad_id
+    rows = [[*tree.prompt_ids, *branch.ids] for tree in TREES for branch in tree.branches]
+    width = max(len(row) for row in rows)
+    input_ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    with torch.no_grad():
+        return model.eval()(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1)
+
+
+@pytest.mark.parametrize("lora_r", [0, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_scores_are_our_scores(saved: Callable[..., Path], tmp_path: Path, family: str, lora_r: int) -> None:
+    base = saved(family)
+    targets = {"lora_target_modules": ["c_attn"]} if family == "gpt2" else {}
+    if lora_r and family == "gpt2":
+        pytest.skip("gpt2's convolutions take no plain LoRA")
+    loaded = with_head(base, lora_r=lora_r, **targets)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if parameter.requires_grad and "norm" not in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    expected = scores_of(loaded)
+    save_reward_model(loaded, tmp_path / "rm")
+    found = reloaded_scores(tmp_path / "rm", base if lora_r else None)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert expected.std() > 0.05
+    with pytest.raises(ModelError, match="is a reward model"):
+        load_model(ModelSettings(name_or_path=str(tmp_path / "rm"), device="cpu"), seed=0)
+
+
+def test_the_score_is_read_at_the_last_token_alone(saved: Callable[..., Path]) -> None:
+    """Not before it, and on nothing of another branch: the last hidden state of the row by itself."""
+    loaded = with_head(saved())
+    found = scores_of(loaded)
+    plain = plain_model(loaded.model)
+    plain.set_attn_implementation("eager")
+    head = plain.get_submodule("score").weight
+    for score, row in zip(found, [[*t.prompt_ids, *b.ids] for t in TREES for b in t.branches], strict=True):
+        hidden = plain.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(score, hidden[-1] @ head[0], rtol=1e-4, atol=1e-5)
+        assert not torch.isclose(score, hidden[-2] @ head[0], rtol=1e-2)
+
+
+def test_the_head_starts_at_the_scale_of_one_over_the_root_of_its_width(saved: Callable[..., Path]) -> None:
+    directory = saved(hidden_size=1024, num_attention_heads=4, num_hidden_layers=1)
+    first, again, other = (
+        plain_model(with_head(directory).model).get_submodule("score").weight.detach() for _ in range(3)
+    )
+    assert torch.equal(first, again)
+    assert first.std().item() * 1025**0.5 == pytest.approx(1.0, abs=0.1)
+    assert first.dtype == other.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("tied", "frozen"), [(True, False), (False, True)])
+def test_a_separate_vocabulary_head_is_not_trained(saved: Callable[..., Path], tied: bool, frozen: bool) -> None:
+    loaded = with_head(saved(tie_word_embeddings=tied))
+    assert loaded.model.get_output_embeddings().weight.requires_grad is not frozen
+    trained = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
+    assert "score.weight" in trained
+    scores = completion_scores(loaded.model, build_batch(TREES))
+    scores.sum().backward()
+    assert all(p.grad is not None for p in loaded.model.parameters() if p.requires_grad)
+
+
+def test_the_head_is_float32_beside_a_bfloat16_base(saved: Callable[..., Path]) -> None:
+    settings = ModelSettings(name_or_path=str(saved()), dtype="bfloat16", device="cpu", lora_r=4)
+    loaded = load_model(settings, seed=0)
+    add_score_head(loaded, seed=0)
+    trained = {p.dtype for p in loaded.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+    assert completion_scores(loaded.model, build_batch(TREES)).dtype == torch.float32
+
+
+def test_an_architecture_without_a_classifier_is_refused(saved: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="no sequence classification model for Cohere"):
+        with_head(saved("cohere"))
