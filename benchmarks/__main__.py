@@ -19,8 +19,6 @@ from benchmarks.results import Results
 from benchmarks.texts import read_problems
 from benchmarks.workloads import CURVES, QUICK, SMOL, WORKLOADS, Curve, Workload
 
-CURVE_REPEATS = 2
-
 
 def main() -> int:
     """Measure what was asked for; return 0, or 1 where a side failed or the sides disagreed."""
@@ -32,16 +30,16 @@ def main() -> int:
     machine |= {"bfloat16_flops": matrix_peak(torch.bfloat16), "float32_flops": matrix_peak(torch.float32)}
     results.put_machine(machine | {"bandwidth": bandwidth()})
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        bench = Bench(results, Path(directory), read_problems(arguments.gsm8k), arguments.threads)
+        bench = Bench(results, Path(directory), read_problems(arguments.gsm8k), arguments.threads, arguments.repeats)
         workloads = chosen_workloads(arguments)
         try:
             if not arguments.quick:
                 for kind in dict.fromkeys(workload.kind for workload in workloads):
                     bench.fastest_settings(kind, again=arguments.retune)
             for workload in workloads:
-                bench.measure(workload, bench.known_settings(workload.kind), repeats=arguments.repeats)
+                bench.measure(workload, bench.known_settings(workload.kind))
             for curve in chosen_curves(arguments):
-                bench.measure_curve(curve, repeats=min(arguments.repeats, CURVE_REPEATS))
+                bench.measure_curve(curve)
                 plot(curve.name, results.get("curves", curve.name), arguments.out)
         except (DisagreementError, WorkerError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -56,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="*", help="measure those whose name has one of these words in it")
     parser.add_argument("--shapes", nargs="*", help="measure these shapes only")
     parser.add_argument("--curves", nargs="*", help="curves whose name has one of these words; none given: all")
-    parser.add_argument("--repeats", type=int, default=5, help="counted steps of each side")
+    parser.add_argument("--repeats", type=int, help="counted steps of each side, instead of each workload's own number")
     parser.add_argument("--quick", action="store_true", help="three workloads, two steps, no search for TRL's settings")
     parser.add_argument("--retune", action="store_true", help="search for TRL's fastest settings again")
     parser.add_argument(
@@ -66,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="directory of the results")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.repeats = min(arguments.repeats, 2)
+        arguments.repeats = arguments.repeats or 2
     return arguments
 
 

@@ -8,15 +8,15 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.check import compare
-from benchmarks.pairs import Pair, Worker, run_alone, run_pair
-from benchmarks.peer_settings import PeerSettings, find_fastest, tuning_workload
+from benchmarks.pairs import Pair, Side, Worker, run_alone, run_pair
+from benchmarks.peer_settings import PeerSettings, find_fastest
 from benchmarks.results import Results
 from benchmarks.shapes import write_model
 from benchmarks.texts import Lengths, Problem, write_rows
 from benchmarks.worker import Task
 from benchmarks.workloads import Curve, Workload
 
-TUNING_REPEATS = 2
+TUNING_REPEATS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +32,30 @@ class Prepared:
 class Bench:
     """A benchmark in progress: its results, and the files that its workers read and write."""
 
-    def __init__(self, results: Results, directory: Path, problems: list[Problem], threads: int) -> None:
-        self._results, self._directory, self._problems, self._threads = results, directory, problems, threads
+    def __init__(
+        self, results: Results, directory: Path, problems: list[Problem], threads: int, repeats: int | None = None
+    ) -> None:
+        """Take `repeats` counted steps of each side; None takes each workload's own number."""
+        self._results, self._directory, self._problems = results, directory, problems
+        self._threads, self._repeats = threads, repeats
         self._models: dict[str, tuple[Path, Path]] = {}
+        self._checked: dict[tuple[str, str, int], Mapping[str, float]] = {}
         self._files = 0
 
-    def measure(self, workload: Workload, peer: PeerSettings, *, repeats: int) -> None:
+    def measure(self, workload: Workload, peer: PeerSettings) -> None:
         """Measure a workload on both sides, after a check in float32, and keep its row."""
         name = f"{workload.shape}, {workload.name}"
         print(f"{name}: TRL with {peer}", flush=True)
         exact = self.check_exactly(workload)
-        row = self.measured(workload, peer, repeats)
+        row = self.measured(workload, peer)
         self._results.put("rows", name, row | {"differences_float32": exact})
         print(f"  {_sentence(row)}, apart {row['differences']}, in float32 {exact}", flush=True)
 
-    def measure_curve(self, curve: Curve, *, repeats: int) -> None:
+    def measure_curve(self, curve: Curve) -> None:
         """Measure a curve's points on both sides and keep them."""
         points: dict[str, Any] = {}
         for size, workload in curve.points.items():
-            points[str(size)] = self.measured(workload, self.known_settings(workload.kind), repeats)
+            points[str(size)] = self.measured(workload, self.known_settings(workload.kind))
             print(f"{workload.name}: {_sentence(points[str(size)])}", flush=True)
         self._results.put("curves", curve.name, {"axis": curve.axis, "slower": curve.slower, "points": points})
 
@@ -62,48 +67,41 @@ class Bench:
     def fastest_settings(self, kind: str, *, again: bool) -> PeerSettings:
         """Return the peer's fastest settings for a kind of work, searched for where unknown, or `again`."""
         if again or self._results.get("tuning", kind) is None:
-            workload = tuning_workload(kind)
-            prepared = self._prepare(workload)
 
-            def run(settings: PeerSettings) -> Any:
-                task = self._task("peer", workload, prepared, settings)
+            def run(settings: PeerSettings, workload: Workload) -> Side:
+                task = self._task("peer", workload, self._prepare(workload), settings)
                 side = run_alone(task, repeats=TUNING_REPEATS, threads=self._threads)
-                print(
-                    f"  TRL, {workload.kind}, {settings}: {side.median:.2f} s, {side.peak_bytes / 1e9:.2f} GB",
-                    flush=True,
-                )
+                print(f"  TRL, {kind}, {workload.sequences} rows, {settings}: {side.median:.2f} s", flush=True)
                 return side
 
             self._results.put("tuning", kind, find_fastest(kind, run))
         return self.known_settings(kind)
 
     def check_exactly(self, workload: Workload) -> Mapping[str, float]:
-        """Compare a step of a smaller batch in float32 on both sides; return the differences."""
+        """Compare a step of a smaller batch in float32 on both sides, once for each kind; return the differences."""
         small = replace(
-            workload,
-            rows=min(workload.rows, 2),
-            num_samples=min(workload.num_samples, 4),
-            completion_length=16,
-            longest=None,
+            workload, name=f"{workload.kind} in float32", rows=2, num_samples=min(workload.num_samples, 4), longest=None
         )
-        prepared = self._prepare(small)
+        small = replace(small, completion_length=16, prompt_length=None)
+        key = (small.kind, small.shape, small.num_iterations)
+        if key not in self._checked:
+            prepared = self._prepare(small)
+            exact = PeerSettings("float32")
+            tasks = [self._task(side, small, prepared, exact, dtype="float32") for side in ("ours", "peer")]
+            with Worker(tasks[0], self._threads) as ours, Worker(tasks[1], self._threads) as peer:
+                ours.ready()
+                peer.ready()
+                self._checked[key] = compare(ours.step(), peer.step(), small, exact=True)
+        return self._checked[key]
 
-        def report(side: str) -> dict[str, Any]:
-            task = self._task(side, small, prepared, PeerSettings("float32"), dtype="float32")
-            with Worker(task, self._threads) as worker:
-                worker.ready()
-                return worker.step()
-
-        return compare(report("ours"), report("peer"), small, exact=True)
-
-    def measured(self, workload: Workload, peer: PeerSettings, repeats: int) -> dict[str, Any]:
+    def measured(self, workload: Workload, peer: PeerSettings) -> dict[str, Any]:
         """Return a workload's row of the results."""
         prepared = self._prepare(workload)
         # The compared step of a policy stage samples nothing, so sampling has to warm up in a step of its own.
         pair = run_pair(
             self._task("ours", workload, prepared, peer),
             self._task("peer", workload, prepared, peer),
-            repeats=repeats,
+            repeats=self._repeats or workload.repeats,
             warmup=1 if workload.kind in ("grpo", "generate") else 0,
             threads=self._threads,
         )

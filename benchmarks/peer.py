@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -233,10 +233,11 @@ def forward_backward(task: Task, channel: Channel) -> None:
 def _arguments(task: Task) -> dict[str, Any]:
     """Return what all of TRL's configurations share: our settings under its names."""
     workload = task.workload
+    at_a_time = min(_settings(task).rows_per_forward or workload.sequences, workload.sequences)
     return {
         "output_dir": task.directory,
-        "per_device_train_batch_size": workload.sequences // _settings(task).micro_batches,
-        "gradient_accumulation_steps": _settings(task).micro_batches,
+        "per_device_train_batch_size": at_a_time,
+        "gradient_accumulation_steps": workload.sequences // at_a_time,
         "max_steps": 10_000,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -250,7 +251,7 @@ def _arguments(task: Task) -> dict[str, Any]:
         "use_cpu": True,
         "dataloader_pin_memory": False,
         "bf16": _settings(task).autocast,
-        "gradient_checkpointing": _settings(task).gradient_checkpointing,
+        "gradient_checkpointing": False,
         "seed": 0,
     }
 
@@ -271,13 +272,15 @@ def _scoring(task: Task) -> Any:
     config = PeftConfig.from_pretrained(task.adapter)
     config.task_type, config.inference_mode = "SEQ_CLS", False
     model = get_peft_model(base, config)
-    set_peft_model_state_dict(model, load_file(Path(task.adapter) / "adapter_model.safetensors"))
+    weights = load_file(Path(task.adapter) / "adapter_model.safetensors")
     generator = torch.Generator().manual_seed(derive_seed(0, "score-head"))
     size = base.config.hidden_size
     head = torch.empty(1, size).normal_(std=1 / math.sqrt(size + 1), generator=generator)
-    trained = [weight for name, weight in model.named_parameters() if "score" in name and weight.requires_grad]
-    assert len(trained) == 1, "peft trains a copy of the score head"
-    trained[0].data = head
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data.copy_(weights[name.replace(".default", "")])
+        elif "score" in name and parameter.requires_grad:  # peft trains a copy of the head
+            parameter.data.copy_(head)
     return model
 
 

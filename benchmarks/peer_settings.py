@@ -16,8 +16,7 @@ class PeerSettings:
 
     dtype: str = "bfloat16 weights"
     padding_free: bool = False  # SFT: rows in one sequence, without padding, as packing makes them
-    micro_batches: int = 1  # forwards that a step is cut into
-    gradient_checkpointing: bool = False
+    rows_per_forward: int | None = None  # rows, pairs or completions; None takes a step in one forward
 
     @property
     def weights_dtype(self) -> str:
@@ -33,35 +32,48 @@ class PeerSettings:
         choices = [self.dtype]
         if self.padding_free:
             choices.append("padding-free")
-        if self.micro_batches > 1:
-            choices.append(f"{self.micro_batches} forwards")
-        if self.gradient_checkpointing:
-            choices.append("gradient checkpointing")
+        if self.rows_per_forward is not None:
+            choices.append(f"{self.rows_per_forward} at a time")
         return ", ".join(choices)
 
 
-def tuning_workload(kind: str) -> Workload:
-    """Return the smaller batch on which settings are compared: half of the first workload of its kind."""
-    workload = next(workload for workload in WORKLOADS if workload.kind == kind and workload.shape == SMOL)
-    return replace(workload, rows=max(2, workload.rows // 2))
+def full_workload(kind: str) -> Workload:
+    """Return the workload on which settings are compared: the first of its kind."""
+    return next(workload for workload in WORKLOADS if workload.kind == kind and workload.shape == SMOL)
+
+
+def small_workload(kind: str) -> Workload:
+    """Return the smaller batch on which dtypes are compared: a quarter of the full one."""
+    workload = full_workload(kind)
+    return replace(workload, rows=max(1 if kind == "grpo" else 2, workload.rows // 4))
 
 
 def variants(best: PeerSettings, kind: str) -> list[PeerSettings]:
-    """Return what is tried with the fastest dtype: fewer rows in a forward, packing, and the leanest in memory."""
+    """Return what is tried with the fastest dtype: all rows in one forward or fewer, and for SFT without padding.
+
+    Fewer rows are faster on a CPU where TRL's head holds tokens x vocabulary several times over.
+    """
     if kind in ("generate", "forward_backward"):
         return []
-    tried = [replace(best, micro_batches=2), replace(best, gradient_checkpointing=True)]
-    return [*tried, replace(best, padding_free=True)] if kind == "sft" else tried
+    sizes = (2, 1) if kind in ("dpo", "rm") else (4, 2)
+    tried = [best, *(replace(best, rows_per_forward=size) for size in sizes)]
+    return [*tried, *(replace(settings, padding_free=True) for settings in tried[:2])] if kind == "sft" else tried
 
 
-def find_fastest(kind: str, run: Callable[[PeerSettings], Side]) -> dict[str, Any]:
+def find_fastest(kind: str, run: Callable[[PeerSettings, Workload], Side]) -> dict[str, Any]:
     """Return the fastest settings for a kind of work, and what every one that was tried took.
 
-    First each dtype, then, with the fastest of them, the variants.
+    First each dtype on a smaller batch, then, with the fastest of them, the variants on the full one.
     """
-    sides = {settings: run(settings) for settings in map(PeerSettings, PEER_DTYPES)}
-    best_dtype = min(sides, key=lambda settings: sides[settings].median)
-    sides |= {settings: run(settings) for settings in variants(best_dtype, kind)}
-    best = min(sides, key=lambda settings: sides[settings].median)
-    tried = {str(settings): side.to_json() for settings, side in sides.items()}
-    return {"chosen": str(best), "settings": asdict(best), "tried": tried}
+    small, full = small_workload(kind), full_workload(kind)
+    dtypes = {settings: run(settings, small) for settings in map(PeerSettings, PEER_DTYPES)}
+    best = min(dtypes, key=lambda settings: dtypes[settings].median)
+    sides = {settings: run(settings, full) for settings in variants(best, kind)}
+    if sides:
+        best = min(sides, key=lambda settings: sides[settings].median)
+    return {
+        "chosen": str(best),
+        "settings": asdict(best),
+        "small": {str(settings): side.to_json() for settings, side in dtypes.items()},
+        "full": {str(settings): side.to_json() for settings, side in sides.items()},
+    }

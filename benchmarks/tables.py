@@ -108,8 +108,9 @@ def bars(row: Row, rows: Mapping[str, Row]) -> Iterator[tuple[bool, str]]:
 
 def tuning_line(tuned: Mapping[str, Any]) -> str:
     """Return the chosen settings, and what the others took."""
-    tried = "; ".join(f"{name} {_seconds(side)}, {_gigabytes(side)}" for name, side in tuned["tried"].items())
-    return f"{tuned['chosen']} (of {tried})"
+    tried = [f"{name} {_seconds(side)}" for name, side in tuned["small"].items()]
+    variants = [f"{name} {_seconds(side)}, {_gigabytes(side)}" for name, side in tuned["full"].items()]
+    return f"{tuned['chosen']} (of {'; '.join(tried)}{'; in full: ' if variants else ''}{'; '.join(variants)})"
 
 
 def growth(name: str, curve: Mapping[str, Any]) -> tuple[str, ...]:

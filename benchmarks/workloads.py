@@ -40,6 +40,7 @@ class Workload:
     prompt_length: int | None = None  # tokens; None takes the rows' own prompts
     vocab: int | None = None  # None takes the shape's
     micro_batch_tokens: int = 1024  # our token budget of one forward
+    repeats: int = 5  # counted steps of each side
     bars: Bars = field(default_factory=Bars)
 
     @property
@@ -99,11 +100,13 @@ WORKLOADS = [
     Workload("rm 8 pairs", "rm", bars=Bars(speedup=3)),
     Workload("dpo 8 pairs", "dpo", bars=Bars(speedup=5, memory=1 / 5)),
     Workload("grpo 4x4x64", "grpo", rows=4, num_samples=4, bars=Bars(speedup=5, memory=1 / 4)),
-    Workload("grpo 4x4x64, two updates", "grpo", rows=4, num_samples=4, num_iterations=2),
+    Workload("grpo 2x4x64, two updates", "grpo", rows=2, num_samples=4, num_iterations=2),
     Workload("grpo 4x8x128", "grpo", rows=4, num_samples=8, completion_length=128, bars=Bars(speedup=5, memory=1 / 4)),
     Workload("generate 16x64", "generate", rows=4, num_samples=4, bars=Bars(speedup=4)),
     Workload("generate 64x64", "generate", rows=8, num_samples=8, bars=Bars(speedup=4)),
-    Workload("generate 64x64, skewed to 256", "generate", rows=8, num_samples=8, longest=256, bars=Bars(skew=1.3)),
+    Workload(
+        "generate 64x64, skewed to 256", "generate", rows=8, num_samples=8, longest=256, repeats=3, bars=Bars(skew=1.3)
+    ),
     Workload(
         "forward and backward, 2048 tokens",
         "forward_backward",
@@ -113,9 +116,11 @@ WORKLOADS = [
         micro_batch_tokens=2048,
         bars=Bars(peak_share=0.5),
     ),
-    Workload("sft 4 rows", "sft", QWEN, rows=4),
-    Workload("generate 16x64", "generate", QWEN, rows=4, num_samples=4),
-    Workload("grpo 2x8x128", "grpo", QWEN, rows=2, num_samples=8, completion_length=128, bars=Bars(gigabytes=6)),
+    Workload("sft 4 rows", "sft", QWEN, rows=4, repeats=3),
+    Workload("generate 16x64", "generate", QWEN, rows=4, num_samples=4, repeats=3),
+    Workload(
+        "grpo 2x8x128", "grpo", QWEN, rows=2, num_samples=8, completion_length=128, repeats=3, bars=Bars(gigabytes=6)
+    ),
 ]
 QUICK = ("sft 8 rows", "grpo 4x4x64", "generate 16x64")
 
@@ -135,7 +140,7 @@ def _curve(name: str, axis: str, base: Workload, changes: dict[int, dict[str, An
     return Curve(name, axis, points, slower)
 
 
-_STEP = Workload("", "grpo", rows=1, num_samples=8, completion_length=32)
+_STEP = Workload("", "grpo", rows=1, num_samples=8, completion_length=32, repeats=2)
 CURVES = [
     _curve(
         "generation by group size",
@@ -168,7 +173,7 @@ CURVES = [
     _curve(
         "grpo by skew",
         "longest completion; the mean is 32 tokens",
-        replace(_STEP, num_samples=16),
+        _STEP,
         {32: {}} | {longest: {"longest": longest} for longest in (64, 128, 256)},
         slower=True,
     ),

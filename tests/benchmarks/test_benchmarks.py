@@ -121,14 +121,17 @@ def side(seconds, peak=1.0, tokens=None):
 def test_the_fastest_settings_are_chosen_and_all_are_kept():
     seconds = dict(zip(PEER_DTYPES, (8.0, 4.0, 2.0, 3.0), strict=True))
 
-    def run(settings):
-        faster = 0.5 if settings.padding_free else 2.0 if settings.gradient_checkpointing else 1.0
-        return Side(seconds=[seconds[settings.dtype] * faster], steps=[{}])
+    def run(settings, workload):
+        faster = {None: 1.0, 4: 0.5, 2: 0.9, 1: 1.2}[settings.rows_per_forward] * (
+            0.5 if settings.padding_free else 1.0
+        )
+        return Side(seconds=[seconds[settings.dtype] * faster * workload.rows], steps=[{}])
 
     found = find_fastest("sft", run)
-    assert PeerSettings(**found["settings"]) == PeerSettings("bfloat16 weights", padding_free=True)
-    assert len(found["tried"]) == 7
-    assert PeerSettings(**find_fastest("dpo", run)["settings"]) == PeerSettings("bfloat16 weights")
+    assert PeerSettings(**found["settings"]) == PeerSettings("bfloat16 weights", padding_free=True, rows_per_forward=4)
+    assert (len(found["small"]), len(found["full"])) == (4, 5)
+    assert PeerSettings(**find_fastest("dpo", run)["settings"]) == PeerSettings("bfloat16 weights", rows_per_forward=2)
+    assert find_fastest("generate", run)["settings"] == asdict(PeerSettings("bfloat16 weights"))
 
 
 def row(ours, peer, held=NO_BARS, workload="work", share=0.6):
