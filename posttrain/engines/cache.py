@@ -5,7 +5,7 @@ Floor 2: tensors only; knows neither models nor scheduling.
 
 from torch import Tensor
 
-BLOCK = 64  # tokens by which slots grow: memory follows the longest sequence, and growing copies once in 64 steps
+BLOCK = 32  # tokens by which slots grow: memory follows the longest sequence, and growing copies once in 32 steps
 
 
 class KeyValueCache:
@@ -33,10 +33,19 @@ class KeyValueCache:
         for stored, new in zip(self._layers[layer], (keys, values), strict=True):
             stored[slots, :, positions] = new
 
-    def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return views of the first `slots` slots and `length` tokens, `(slots, Hkv, length, D)`."""
+    @property
+    def length(self) -> int:
+        """How many tokens a slot has room for."""
+        return self._length
+
+    def read(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Return views of the first `slots` slots, `(slots, Hkv, length, D)`, zeros or old tokens at their ends.
+
+        Whole slots, so that the views are contiguous: a matrix product with a slice copies it first, and takes twice as
+        long (9 heads on 3, 16 rows of 40 tokens in bf16: 44 us, against 22 us for 64 tokens).
+        """
         keys, values = self._layers[layer]
-        return keys[:slots, :, :length], values[:slots, :, :length]
+        return keys[:slots], values[:slots]
 
     def move(self, sources: Tensor, destinations: Tensor, length: int) -> None:
         """Copy the first `length` tokens of slots `sources` over those of `destinations`, both `(N,)`."""

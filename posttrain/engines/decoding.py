@@ -108,7 +108,7 @@ class Decoding:
             self._grouping = Grouping(slots, [len(tree.prompt_ids) for tree in self._live], device)
         self._completions.reserve(self._num_rows, self._longest)
         own_positions = self._rows.lengths[: len(self._rows)] - 1
-        layout = DecodeLayout(self._prompts, self._completions, self._grouping, own_positions, self._longest)
+        layout = DecodeLayout(self._prompts, self._completions, self._grouping, own_positions)
         return self._forward(self._rows.latest, layout.positions, layout, 0)
 
     def _forward(self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kept: Tensor | int) -> Tensor:

@@ -60,21 +60,22 @@ class Grouping:
         place_of_row = torch.empty_like(order)
         place_of_row[order] = places
         self._shape = (len(prompt_lengths), widest)
+        self._in_order = torch.equal(row_of_place, torch.arange(len(slots)))  # every place has its row already
         self._row_of_place, self._place_of_row = row_of_place.to(device), place_of_row.to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths)[prompt_of_row].to(device)  # of each row, (B,)
         self.num_prompts = len(prompt_lengths)
-        self.longest_prompt = max(prompt_lengths)
 
     def gather(self, of_rows: Tensor) -> Tensor:
         """Turn `(B, Hkv, Q, D)` into `(P, Hkv, Gmax * Q, D)`: a prompt's branches become further queries."""
         heads, queries, size = of_rows.shape[1:]
-        of_places = of_rows.index_select(0, self._row_of_place).unflatten(0, self._shape)
-        return of_places.transpose(1, 2).reshape(self._shape[0], heads, self._shape[1] * queries, size)
+        of_places = of_rows if self._in_order else of_rows.index_select(0, self._row_of_place)
+        by_prompt = of_places.unflatten(0, self._shape).transpose(1, 2)
+        return by_prompt.reshape(self._shape[0], heads, self._shape[1] * queries, size)
 
     def scatter(self, of_prompts: Tensor) -> Tensor:
         """Turn `(P, Hkv, Gmax * Q, D)` back into `(B, Hkv, Q, D)`."""
         of_places = of_prompts.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
-        return of_places.index_select(0, self._place_of_row)
+        return of_places if self._in_order else of_places.index_select(0, self._place_of_row)
 
 
 class DecodeLayout:
@@ -85,28 +86,15 @@ class DecodeLayout:
     """
 
     def __init__(
-        self,
-        prompts: KeyValueCache,
-        completions: KeyValueCache,
-        grouping: Grouping,
-        own_positions: Tensor,
-        longest: int,
+        self, prompts: KeyValueCache, completions: KeyValueCache, grouping: Grouping, own_positions: Tensor
     ) -> None:
-        """Take the position `(B,)` of each row's new token among its own tokens, and the largest plus one."""
+        """Take the position `(B,)` of each row's new token among its own tokens; the caches have room for it."""
         self._prompts, self._completions, self._grouping = prompts, completions, grouping
-        self._longest = longest
         self._own_positions = own_positions
         self._rows = torch.arange(len(own_positions), device=own_positions.device)
-        in_prompt = torch.arange(grouping.longest_prompt, device=own_positions.device)
-        in_own = torch.arange(longest, device=own_positions.device)
-        prompt_lengths = grouping.prompt_lengths
-        self.positions = prompt_lengths + own_positions  # (B,)
-        key_positions = torch.cat(
-            [in_prompt.expand(len(self._rows), -1), prompt_lengths[:, None] + in_own], dim=1
-        )  # (B, Tp + Tc)
-        self._distance = self.positions[:, None] - key_positions
-        self._absent = torch.cat([in_prompt >= prompt_lengths[:, None], in_own > own_positions[:, None]], dim=1)
-        self._hidden: dict[int | None, Tensor] = {}  # by window
+        self.positions = grouping.prompt_lengths + own_positions  # (B,)
+        self._biases: dict[int | None, Tensor] = {}  # by window
+        self._scores = torch.empty(0)
 
     def attend(
         self,
@@ -124,24 +112,35 @@ class DecodeLayout:
         self._completions.write(
             layer_index, self._rows, self._own_positions, key[0].transpose(0, 1), value[0].transpose(0, 1)
         )
-        own_keys, own_values = self._completions.read(layer_index, rows, self._longest)
-        prompt_keys, prompt_values = self._prompts.read(
-            layer_index, self._grouping.num_prompts, self._grouping.longest_prompt
-        )
+        own_keys, own_values = self._completions.read(layer_index, rows)  # (B, Hkv, Tc, D)
+        prompt_keys, prompt_values = self._prompts.read(layer_index, self._grouping.num_prompts)  # (P, Hkv, Tp, D)
         queries = query[0].transpose(0, 1).unflatten(1, (kv_heads, -1))  # (B, Hkv, H / Hkv, D)
-        to_prompt = self._grouping.scatter(self._grouping.gather(queries) @ prompt_keys.mT)  # (B, Hkv, H / Hkv, Tp)
-        scores = torch.cat([to_prompt, queries @ own_keys.mT], dim=-1).float() * scaling
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(self._hidden_within(sliding_window), -torch.inf)
-        weights = scores.softmax(dim=-1).to(value.dtype)
-        to_prompt, to_own = weights.split([self._grouping.longest_prompt, self._longest], dim=-1)
+        lengths = [self._prompts.length, self._completions.length]
+        shape = (*queries.shape[:-1], sum(lengths))
+        if self._scores.shape != shape:
+            self._scores = torch.empty(shape, dtype=torch.float32, device=query.device)
+        to_prompt, to_own = self._scores.split(lengths, dim=-1)
+        to_prompt.copy_(self._grouping.scatter(self._grouping.gather(queries) @ prompt_keys.mT))
+        to_own.copy_(queries @ own_keys.mT)
+        bias = self._bias_within(sliding_window)
+        if softcap is None:
+            scores = torch.add(bias, self._scores, alpha=scaling)
+        else:
+            scores = self._scores.mul(scaling / softcap).tanh_().mul_(softcap).add_(bias)
+        to_prompt, to_own = scores.softmax(dim=-1).to(value.dtype).split(lengths, dim=-1)
         attended = self._grouping.scatter(self._grouping.gather(to_prompt) @ prompt_values) + to_own @ own_values
         return attended.flatten(1, 2)[None]  # (1, B, H, Dv)
 
-    def _hidden_within(self, window: int | None) -> Tensor:
-        """Return the mask `(B, 1, 1, Tp + Tc)` of the keys that a row does not see."""
-        if window not in self._hidden:
-            hidden = self._absent if window is None else self._absent | (self._distance >= window)
-            self._hidden[window] = hidden[:, None, None]
-        return self._hidden[window]
+    def _bias_within(self, window: int | None) -> Tensor:
+        """Return `(B, 1, 1, Tp + Tc)`: 0 for the keys that a row sees, -inf for the others."""
+        if window not in self._biases:
+            in_prompt = torch.arange(self._prompts.length, device=self._rows.device)
+            in_own = torch.arange(self._completions.length, device=self._rows.device)
+            prompt_lengths, own_positions = self._grouping.prompt_lengths[:, None], self._own_positions[:, None]
+            hidden = torch.cat([in_prompt >= prompt_lengths, in_own > own_positions], dim=1)  # (B, Tp + Tc)
+            if window is not None:
+                key_positions = torch.cat([in_prompt.expand(len(self._rows), -1), prompt_lengths + in_own], dim=1)
+                hidden |= self.positions[:, None] - key_positions >= window
+            bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self._biases[window] = bias[:, None, None]
+        return self._biases[window]

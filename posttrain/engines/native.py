@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from posttrain.engines import Interrupted
 from posttrain.engines.decoding import Decoding, Tree
 from posttrain.engines.endings import Endings
+from posttrain.engines.products import InferenceWeights
 from posttrain.engines.rows import Branch
 from posttrain.errors import DataError, ModelError
 from posttrain.models.lm import LoadedModel
@@ -41,22 +42,16 @@ class NativeEngine:
             )
         model.tie_weights()
         self._model: PreTrainedModel | None = model.to(policy.device).eval().requires_grad_(False)
+        self._weights = InferenceWeights(model)
         self.load_weights(policy.model)
         if prepare_attention(model, "tree") != "tree":
             raise ModelError(f"the native engine shares prompts between completions, and {type(model).__name__} cannot")
+        self._weights.join()
 
-    @torch.no_grad()
     def load_weights(self, model: Model) -> None:
         """Copy the weights of `model` with its adapters folded in; caches live only within one `generate`."""
-        stored = self._open_model().state_dict()
-        missing = set(dict(self._open_model().named_parameters()))
-        for name, weight in folded_weights(model):
-            if name not in stored:
-                raise ModelError(f"expected the weights of a {type(self._model).__name__}, and got one named {name}")
-            stored[name].copy_(weight)
-            missing.discard(name)
-        if missing:
-            raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
+        self._open_model()
+        self._weights.load(folded_weights(model))
 
     @torch.inference_mode()
     def generate(

@@ -6,6 +6,7 @@ in two levels (blocks, then the block's tokens): `torch.multinomial` draws an ex
 vocabulary, a hundred times the work.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from posttrain.settings import SamplingSettings
 
 BLOCK = 256  # entries summed together in the first level of a draw; about the square root of a vocabulary
+SMALLEST_BLOCK = 32  # a vocabulary that blocks of this size divide is not copied to pad it
 
 
 class Sampled(NamedTuple):
@@ -40,20 +42,21 @@ def sample(logits: Tensor, uniform: Tensor, sampling: SamplingSettings) -> Sampl
     Log-probs are over the whole vocabulary, before top-k, top-p and min-p, at the sampling temperature; temperature 0
     takes the likeliest token and reports its log-prob at temperature 1. NaN logits give NaN log-probs.
     """
-    logits = logits.float()
-    peak, likeliest = logits.max(dim=-1, keepdim=True)
-    scaled = (logits - peak) / (sampling.temperature or 1.0)  # the peak first: a tiny temperature must not overflow
-    probs = scaled.softmax(dim=-1)
+    if sampling.temperature in (0.0, 1.0):
+        probs = logits.softmax(dim=-1, dtype=torch.float32)
+    else:
+        logits = logits.float()
+        peak = logits.amax(dim=-1, keepdim=True)  # taken off first: a tiny temperature must not overflow
+        probs = ((logits - peak) / sampling.temperature).softmax(dim=-1)
     if sampling.temperature == 0.0:
-        ids = likeliest.squeeze(-1)
+        ids = logits.argmax(dim=-1)
     else:
         kept, candidates = truncate(probs, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
         ids = inverse_cdf(kept, uniform)
         if candidates is not None:
             ids = candidates.gather(-1, ids[:, None]).squeeze(-1)
-    # The peak's scaled logit is 0, so log p(peak) is minus the log-normaliser, without a second pass of exponentials.
-    logprobs = scaled.gather(-1, ids[:, None]).squeeze(-1) + probs.gather(-1, likeliest).squeeze(-1).log()
-    return Sampled(ids, logprobs)
+    # A sampled probability is above 0, and the likeliest is at least 1 / V: the logarithm is finite.
+    return Sampled(ids, probs.gather(-1, ids[:, None]).squeeze(-1).log())
 
 
 def truncate(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor | None]:
@@ -83,13 +86,16 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """
     exact = exact_dtype(weights.device)
     count = weights.shape[-1]
-    weights = torch.nn.functional.pad(weights, (0, -count % BLOCK)).unflatten(-1, (-1, BLOCK))  # (B, blocks, BLOCK)
+    block_size = math.gcd(count, BLOCK)
+    if block_size < SMALLEST_BLOCK:
+        weights, block_size = torch.nn.functional.pad(weights, (0, -count % BLOCK)), BLOCK
+    weights = weights.unflatten(-1, (-1, block_size))  # (B, blocks, block_size)
     totals = weights.sum(dim=-1).to(exact)  # (B, blocks)
     target = uniform.to(exact) * totals.sum(dim=-1)
     block, below = _first_above(totals, target)
-    inside = weights[torch.arange(len(block), device=block.device), block].to(exact)  # (B, BLOCK)
+    inside = weights[torch.arange(len(block), device=block.device), block].to(exact)  # (B, block_size)
     index, _ = _first_above(inside, target - below)
-    return (block * BLOCK + index).clamp(max=count - 1)  # NaN weights would name a column of the padding
+    return (block * block_size + index).clamp(max=count - 1)  # NaN weights would name a column of the padding
 
 
 def _first_above(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

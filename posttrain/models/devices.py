@@ -24,10 +24,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the precision of a setting; "auto" takes bfloat16 where `device` multiplies it fast, else float32."""
     if name != "auto":
         return DTYPES[name]
-    return torch.bfloat16 if _multiplies_bfloat16_fast(device) else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16_fast(device) else torch.float32
 
 
-def _multiplies_bfloat16_fast(device: torch.device) -> bool:
+def multiplies_bfloat16_fast(device: torch.device) -> bool:
+    """Say whether the device has instructions for bfloat16; products without them are emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
