@@ -64,8 +64,8 @@ def save_reward_model(loaded: LoadedModel, directory: Path | str) -> None:
     """Write a model for AutoModelForSequenceClassification, or the adapter and head that peft puts on its base.
 
     transformers scores the last token that is no padding, so config and tokenizer get a padding token that ends no
-    completion. An adapter folder has the config beside it:
-    `AutoModelForSequenceClassification.from_pretrained(BASE, config=AutoConfig.from_pretrained(FOLDER))`.
+    completion. An adapter has no config of its own: `AutoModelForSequenceClassification.from_pretrained(folder,
+    num_labels=1, pad_token_id=tokenizer.pad_token_id)` finds its base, or PeftModel puts it on one loaded like that.
     """
     plain = plain_model(loaded.model)
     tokenizer = copy.deepcopy(loaded.tokenizer)
@@ -73,12 +73,10 @@ def save_reward_model(loaded: LoadedModel, directory: Path | str) -> None:
     pad_id = scoring_pad_id(loaded)
     if pad_id is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
-    classifier = _classifier(plain, pad_id)
     if isinstance(loaded.model, PeftModel):
         _save_adapter(loaded.model, directory)
-        classifier.config.save_pretrained(str(directory))
     else:
-        weights = plain.state_dict()
+        classifier, weights = _classifier(plain, pad_id), plain.state_dict()
         classifier.load_state_dict({name: weights[name] for name in classifier.state_dict()}, assign=True)
         classifier.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
@@ -105,7 +103,6 @@ def _classifier(plain: PreTrainedModel, pad_id: int | None) -> PreTrainedModel:
     config.get_text_config().pad_token_id = pad_id
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-    classifier.config.architectures = [type(classifier).__name__]
     assert isinstance(classifier, PreTrainedModel)
     return classifier
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
@@ -19,6 +20,8 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.models import logprobs
 from posttrain.models.lm import load_model
 from posttrain.models.scores import add_score_head, completion_scores, scoring_pad_id
+from posttrain.nano.problems import Operation, Problem, apply, problems
+from posttrain.nano.solutions import steps
 from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import read_rows
 from posttrain.settings import DataSettings, DpoSettings, ModelSettings, RmSettings, SftSettings
@@ -176,13 +179,13 @@ def test_a_score_never_asks_for_the_vocabulary(model_directory: str, monkeypatch
 
 def reloaded_scores(run: StageRun, base: str, texts: list[str]) -> torch.Tensor:
     """Score texts the way transformers and peft do, padded together, from the artifact alone."""
+    tokenizer = AutoTokenizer.from_pretrained(run.artifact)
+    load = AutoModelForSequenceClassification.from_pretrained
     if (run.artifact / "adapter_config.json").is_file():
-        config = AutoConfig.from_pretrained(run.artifact)
-        plain = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
+        plain = load(base, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32)
         model = PeftModel.from_pretrained(plain, str(run.artifact))
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(run.artifact, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(run.artifact)
+        model = load(run.artifact, dtype=torch.float32)
     encoded = tokenizer(texts, padding=True, return_tensors="pt")
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     with torch.no_grad():
@@ -229,6 +232,31 @@ def test_a_reward_model_learns_to_prefer_the_concise_answer(model_directory: str
     assert report["longer_chosen"] == 0.0
     assert report["prefers_longer"] == pytest.approx(1 - report["accuracy"])
     assert report["verdict"].startswith("better than chance")
+
+
+def test_a_reward_model_learns_to_tell_right_from_wrong(
+    model_directory: str, run_stage: RunStage, tmp_path: Path
+) -> None:
+    """The wrong solution adds where the question subtracts, or the other way round: the question has to be read."""
+
+    def turned(problem: Problem) -> Problem:
+        (step,) = problem.operations
+        operator = {"+": "-", "-": "+"}[step.operator]
+        wrong = Operation(step.left, operator, step.right, apply(operator, step.left, step.right))
+        return Problem(problem.question, (wrong,))
+
+    stream = (problem for problem in problems("train", seed=0, levels=(1,)) if problem.operations[0].operator in "+-")
+    pairs = [
+        {"prompt": f"User: {p.question}\nAssistant:", "chosen": f" {steps(p)}", "rejected": f" {steps(turned(p))}"}
+        for p in islice((p for p in stream if p.operations[0].left > p.operations[0].right), 300)
+    ]
+    assert 100 < sum("+" in pair["chosen"] for pair in pairs) < 200
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(pair) for pair in pairs))
+    learn = {"rows_per_step": 16, "max_steps": 120, "learning_rate": 5e-3, "eval_fraction": 0.3, "save_steps": 200}
+    report = result(run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path)), **learn), "rm"))
+    assert report["pairs"] == 90
+    assert report["accuracy_interval"][0] > 0.6
 
 
 def test_a_reward_model_of_pure_noise_is_called_no_better_than_chance(
