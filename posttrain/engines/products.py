@@ -129,7 +129,7 @@ class InferenceWeights:
     @torch.no_grad()
     def join(self) -> None:
         """Join the model's linear layers; its attention must be "posttrain"."""
-        head, embedding = self._model.get_output_embeddings(), self._model.get_input_embeddings().weight
+        head, embedding = self._model.get_output_embeddings(), _embedding_weight(self._model)
         tied = [name for name, module in self._model.named_modules() if module is head and head.weight is embedding]
         token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
         products = join_linears(self._model, lambda: self._model(input_ids=token, layout=RowsLayout(), use_cache=False))
@@ -161,8 +161,14 @@ class InferenceWeights:
         if missing:
             raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
         if self._tied_head is not None:
-            self._tied_head.share(self._model.get_input_embeddings().weight)
+            self._tied_head.share(_embedding_weight(self._model))
 
     def _parts_of(self, product: JoinedProduct) -> list[str]:
         names = [f"{layer}.{kind}" for layer in product.names for kind in ("weight", "bias")]
         return [name for name in names if name in self._expected]
+
+
+def _embedding_weight(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight

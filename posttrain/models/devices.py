@@ -3,10 +3,14 @@
 Floor 1: knows torch's devices; no model.
 """
 
+import ctypes
+import platform
+
 import torch
 
 from posttrain.errors import ModelError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -35,3 +39,16 @@ def multiplies_bfloat16_fast(device: torch.device) -> bool:
         # Without these instructions bfloat16 is emulated: several times slower than float32.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory of freed tensors of up to 32 MiB for the next ones, where its C library is glibc.
+
+    By default glibc returns it to the system at once, and every operation pays for fresh pages again: a GRPO update of
+    SmolLM2-135M's shape took 2.23 and 2.41 s without, 1.95 and 2.18 s with it (2 cores, bf16), in the same memory.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that glibc takes
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

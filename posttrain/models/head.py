@@ -1,19 +1,22 @@
 """Log-probs and entropies over the vocabulary, in chunks of tokens, without ever holding all logits.
 
-Floor 1: pure tensors; knows no model. The backward pass computes each chunk's logits again, so memory grows with
-chunk x V, not with N x V (V is 151,936 for Qwen2.5). Products run in `hidden`'s dtype, or in autocast's where it is
-on; everything after them, and the sum over chunks of the weight's gradient, in float32.
+Floor 1: pure tensors; knows no model. Memory grows with chunk x V, not with N x V (V is 151,936 for Qwen2.5): a
+log-prob is one number for each token, so its gradient for the hidden state, one row `(E,)`, is computed beside it
+while the chunk's softmax is at hand, and the backward pass only scales it. Gradients of a trained head, and of the
+entropy, take the chunk's logits once more. Products run in `hidden`'s dtype, or in autocast's where it is on;
+everything after them, and the sums over chunks, in float32.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**24  # logits in a chunk: 64 MiB in float32
+CHUNK_ELEMENTS = 2**22  # logits in a chunk: 16 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +28,23 @@ class _LogitTransform:
     scale: float
 
     def forward(self, products: Tensor) -> Tensor:
-        """Return the logits `(n, V)` in float32; wide products are overwritten."""
+        """Return the logits `(n, V)`: the products themselves, or, where something is to do, float32."""
+        if self.softcap is None and self.scale == self.temperature:
+            return products
         logits = products.to(_wide(products.dtype))
         if self.scale != 1.0:
-            logits = logits.mul_(self.scale)
+            logits = logits * self.scale
         if self.softcap is not None:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits if self.temperature == 1.0 else logits.div_(self.temperature)
 
     def backward(self, grad_logits: Tensor, logits: Tensor) -> Tensor:
-        """Return the gradient of the products from that of the logits."""
+        """Turn the gradient of the logits into that of the products, in place."""
         if self.softcap is not None:
             saturation = logits * (self.temperature / self.softcap)
-            grad_logits = grad_logits * (1.0 - saturation * saturation)
+            grad_logits.mul_(1.0 - saturation * saturation)
         factor = self.scale / self.temperature
-        return grad_logits if factor == 1.0 else grad_logits * factor
+        return grad_logits if factor == 1.0 else grad_logits.mul_(factor)
 
 
 def chunked_logprobs(
@@ -57,7 +62,7 @@ def chunked_logprobs(
 
     hidden `(N, E)`, weight `(V, E)`, bias `(V,)`, targets `(N,)` in [0, V). The logits are
     `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature`. Both results have gradients for
-    hidden, weight and bias. `chunk_size` is in tokens; None takes 2**24 / V.
+    hidden, weight and bias. `chunk_size` is in tokens; None takes CHUNK_ELEMENTS / V.
     """
     assert temperature > 0, "log-probs need a temperature above 0"
     if torch.is_autocast_enabled(hidden.device.type):
@@ -66,7 +71,8 @@ def chunked_logprobs(
         compute_dtype = hidden.dtype
     chunk_size = chunk_size or max(1, CHUNK_ELEMENTS // len(weight))
     transform = _LogitTransform(temperature, softcap, scale)
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, transform, compute_dtype, chunk_size)
+    needs_jacobian = torch.is_grad_enabled() and hidden.requires_grad
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, transform, compute_dtype, chunk_size, needs_jacobian)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -82,52 +88,69 @@ class _ChunkedLogprobs(torch.autograd.Function):
         transform: _LogitTransform,
         compute_dtype: torch.dtype,
         chunk_size: int,
+        needs_jacobian: bool,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden, weight, bias, targets)
+        wide = _wide(compute_dtype)
+        logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        jacobian = torch.empty_like(hidden, dtype=compute_dtype) if needs_jacobian else None
+        head = _cast(weight, bias, compute_dtype)
+        # Each chunk fills the same memory: fresh pages would cost more than the arithmetic.
+        log_softmaxes = hidden.new_empty(min(chunk_size, len(targets)), len(weight), dtype=wide)
+        all_probs = torch.empty_like(log_softmaxes)
+        for chunk in _chunks(len(targets), chunk_size):
+            chunk_targets = targets[chunk, None]
+            log_softmax, probs = log_softmaxes[: len(chunk_targets)], all_probs[: len(chunk_targets)]  # (n, V)
+            logits = _logits(hidden[chunk].to(compute_dtype), head, transform)
+            torch.log_softmax(logits, dim=-1, dtype=wide, out=log_softmax)
+            torch.exp(log_softmax, out=probs)
+            logprobs[chunk] = log_softmax.gather(1, chunk_targets).squeeze(1)
+            entropy[chunk] = -log_softmax.mul_(probs).sum(-1)
+            if jacobian is not None:
+                probs.scatter_add_(1, chunk_targets, probs.new_full((1, 1), -1.0).expand_as(chunk_targets))
+                grad_products = transform.backward(probs, logits).to(compute_dtype)
+                torch.mm(grad_products, head[0], out=jacobian[chunk]).neg_()
+        ctx.save_for_backward(hidden, weight, bias, targets, jacobian)
         ctx.transform, ctx.compute_dtype, ctx.chunk_size = transform, compute_dtype, chunk_size
         ctx.set_materialize_grads(False)
-        logprobs = torch.empty(len(targets), dtype=_wide(compute_dtype), device=hidden.device)
-        entropy = torch.empty_like(logprobs)
-        head = _cast(weight, bias, compute_dtype)
-        for chunk in _chunks(len(targets), chunk_size):
-            logits = _logits(hidden[chunk].to(compute_dtype), head, transform)  # (n, V)
-            normalizer = torch.logsumexp(logits, dim=-1)
-            logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalizer
-            probs = torch.exp(logits - normalizer[:, None])
-            entropy[chunk] = normalizer - torch.linalg.vecdot(probs, logits)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, jacobian = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        wide = _wide(ctx.compute_dtype)
+        grad_hidden = torch.zeros_like(hidden, dtype=wide) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needs_bias else None
+        if grad_hidden is not None and grad_logprobs is not None:
+            grad_hidden += jacobian * grad_logprobs[:, None]
+        # Everything else needs the softmax once more; with a frozen head and no entropy in the loss, nothing is left.
+        again = grad_entropy is not None or (grad_logprobs is not None and (needs_weight or needs_bias))
         head = _cast(weight, bias, ctx.compute_dtype)
-        for chunk in _chunks(len(targets), ctx.chunk_size):
+        for chunk in _chunks(len(targets) if again else 0, ctx.chunk_size):
             inputs = hidden[chunk].to(ctx.compute_dtype)
             logits = _logits(inputs, head, ctx.transform)
-            grad_logits = _grad_logits(
-                logits,
-                targets[chunk],
-                None if grad_logprobs is None else grad_logprobs[chunk],
-                None if grad_entropy is None else grad_entropy[chunk],
-            )
-            grad_products = ctx.transform.backward(grad_logits, logits)
+            log_softmax = torch.log_softmax(logits, dim=-1, dtype=wide)
+            grad_products = torch.zeros_like(log_softmax)
+            if grad_entropy is not None:
+                of_entropy = _entropy_gradient(log_softmax).mul_(grad_entropy[chunk, None])
+                grad_products += ctx.transform.backward(of_entropy, logits)
+                if grad_hidden is not None:
+                    grad_hidden[chunk] += grad_products.to(ctx.compute_dtype) @ head[0]
+            if grad_logprobs is not None:
+                of_logprobs = _target_minus_probs(log_softmax.exp_(), targets[chunk]).mul_(grad_logprobs[chunk, None])
+                grad_products += ctx.transform.backward(of_logprobs, logits)
             if grad_bias is not None:
                 grad_bias += grad_products.sum(0)
-            grad_products = grad_products.to(ctx.compute_dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = (grad_products @ head[0]).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += grad_products.T @ inputs
+                grad_weight += grad_products.to(ctx.compute_dtype).T @ inputs
         return (
-            grad_hidden,
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -141,7 +164,10 @@ def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tens
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+    """Yield slices of at most `size`, as even as they can be: each streams the whole head once."""
+    count = -(-length // size)
+    bounds = [length * index // count for index in range(count + 1)] if count else [0]
+    return (slice(start, end) for start, end in pairwise(bounds))
 
 
 def _logits(inputs: Tensor, head: tuple[Tensor, Tensor | None], transform: _LogitTransform) -> Tensor:
@@ -149,16 +175,13 @@ def _logits(inputs: Tensor, head: tuple[Tensor, Tensor | None], transform: _Logi
         return transform.forward(torch.nn.functional.linear(inputs, *head))
 
 
-def _grad_logits(logits: Tensor, targets: Tensor, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
-    """Return the gradient `(n, V)` of the logits from those of log-probs and entropies `(n,)`, in float32."""
-    log_softmax = torch.log_softmax(logits, dim=-1)
+def _target_minus_probs(probs: Tensor, targets: Tensor) -> Tensor:
+    """Turn the probabilities `(n, V)` into the gradient of log p(target) for the logits, in place."""
+    return probs.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probs[:, :1]))
+
+
+def _entropy_gradient(log_softmax: Tensor) -> Tensor:
+    """Return the gradient `(n, V)` of the entropy for the logits."""
     probs = log_softmax.exp()
-    if grad_logprobs is None:
-        grad = torch.zeros_like(probs)
-    else:
-        grad = probs * -grad_logprobs[:, None]
-        grad.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
-    if grad_entropy is not None:
-        entropy = -torch.linalg.vecdot(probs, log_softmax)
-        grad.sub_(log_softmax.add_(entropy[:, None]).mul_(probs).mul_(grad_entropy[:, None]))
-    return grad
+    entropy = -torch.linalg.vecdot(probs, log_softmax)
+    return (log_softmax + entropy[:, None]).mul_(probs).neg_()

@@ -26,10 +26,11 @@ from transformers import (
 
 from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
-from posttrain.models.devices import resolve_device, resolve_dtype
+from posttrain.models.devices import keep_freed_memory, resolve_device, resolve_dtype
 from posttrain.models.files import base_of_adapter, is_adapter, locate, refuse_classifier
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
+from posttrain.models.lora_linear import fuse_adapters
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
@@ -65,6 +66,8 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     refuse_classifier(settings.name_or_path)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     adapter, base = _adapter_and_base(settings.name_or_path)
     full = trainable and adapter is None and settings.lora_r == 0
     plain = _load_plain(base, settings, torch.float32 if full else dtype)
@@ -226,6 +229,7 @@ def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSet
     except Exception as error:  # peft raises whatever torch, safetensors and json do
         raise ModelError(f"adapter {adapter} cannot be loaded: {str(error).splitlines()[0]}") from error
     check_adapters(model)
+    fuse_adapters(model)
     _set_adapter_dropout(model, settings.lora_dropout)
     rank = model.peft_config[POLICY_ADAPTER].r  # type: ignore[attr-defined]
     if trainable and settings.lora_r not in (0, rank):

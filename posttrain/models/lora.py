@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
 from posttrain.models.logprobs import Model, plain_model
+from posttrain.models.lora_linear import fuse_adapters
 from posttrain.settings import ModelSettings
 
 POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "ref"
@@ -45,6 +46,7 @@ def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
         ) from error
     assert isinstance(adapted, PeftModel)
     check_adapters(adapted)
+    fuse_adapters(adapted)
     return adapted
 
 
