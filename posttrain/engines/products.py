@@ -28,7 +28,7 @@ class JoinedProduct:
     packs: bool  # whether the weight is kept in oneDNN's own layout
     weight: Tensor = field(default_factory=lambda: torch.empty(0))  # (sum of sizes, K) before packing
     bias: Tensor | None = None
-    outputs: list[Tensor] = field(default_factory=list)  # of the layers that have not been called yet, last one first
+    outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
     input: Tensor | None = None
 
     def set(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
@@ -45,31 +45,32 @@ class JoinedProduct:
     def _set_weight(self, weight: Tensor) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packs else weight
 
-    def next_output(self, x: Tensor) -> Tensor:
-        """Return the output of the next layer in order: the first computes them all."""
-        if not self.outputs:
+    def output(self, place: int, x: Tensor) -> Tensor:
+        """Return the output of the layer at `place`; the first one's call computes them all."""
+        if place == 0:
             if self.packs:
                 product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             else:
                 product = nn.functional.linear(x, self.weight, self.bias)
-            self.outputs, self.input = list(product.split(list(self.sizes), dim=-1))[::-1], x
+            self.outputs, self.input = product.split(list(self.sizes), dim=-1), x
         assert self.input is x, f"{', '.join(self.names)} were joined, and called with different inputs"
-        output = self.outputs.pop()
-        if not self.outputs:
-            self.input = None
+        output = self.outputs[place]
+        if place == len(self.sizes) - 1:
+            self.outputs, self.input = (), None
         return output
 
 
 class JoinedLinear(nn.Module):
     """A linear layer whose product is computed together with others'."""
 
-    def __init__(self, product: JoinedProduct) -> None:
+    def __init__(self, product: JoinedProduct, place: int) -> None:
+        """Take the product, and which of its layers this one is."""
         super().__init__()
-        self._product = product
+        self._product, self._place = product, place
 
     def forward(self, x: Tensor) -> Tensor:
         """Return this layer's output."""
-        return self._product.next_output(x)
+        return self._product.output(self._place, x)
 
 
 def join_linears(model: nn.Module, run: Callable[[], object]) -> list[JoinedProduct]:
@@ -100,8 +101,8 @@ def join_linears(model: nn.Module, run: Callable[[], object]) -> list[JoinedProd
         weights = [linear.weight for linear in group.values()]
         product = JoinedProduct(list(group), [len(weight) for weight in weights], _packs(weights[0]))
         product.set(weights, [linear.bias for linear in group.values()])
-        for name in group:
-            model.set_submodule(name, JoinedLinear(product))
+        for place, name in enumerate(group):
+            model.set_submodule(name, JoinedLinear(product, place))
         products.append(product)
     return products
 
