@@ -42,7 +42,7 @@ class NativeEngine:
             )
         model.tie_weights()
         self._model: PreTrainedModel | None = model.to(policy.device).eval().requires_grad_(False)
-        self._weights = InferenceWeights(model)
+        self._weights: InferenceWeights | None = InferenceWeights(model)
         self.load_weights(policy.model)
         if prepare_attention(model, "tree") != "tree":
             raise ModelError(f"the native engine shares prompts between completions, and {type(model).__name__} cannot")
@@ -51,6 +51,7 @@ class NativeEngine:
     def load_weights(self, model: Model) -> None:
         """Copy the weights of `model` with its adapters folded in; caches live only within one `generate`."""
         self._open_model()
+        assert self._weights is not None
         self._weights.load(folded_weights(model))
 
     @torch.inference_mode()
@@ -83,7 +84,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """Free the weights."""
-        self._model = None
+        self._model = self._weights = None
 
     def _open_model(self) -> PreTrainedModel:
         if self._model is None:

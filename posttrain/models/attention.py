@@ -96,6 +96,9 @@ AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
 class RowsLayout:
     """Separate right-padded rows, each causal by itself: padding comes last, so no real token can see it."""
 
+    def __init__(self) -> None:
+        self._biases: dict[tuple[Any, ...], Tensor] = {}  # of sliding windows
+
     def attend(
         self,
         layer_index: int,
@@ -111,7 +114,10 @@ class RowsLayout:
         length, groups = query.shape[2], query.shape[1] // key.shape[1]
         bias = None
         if sliding_window is not None and sliding_window < length:
-            bias = causal_bias(length, sliding_window, groups, query.dtype, query.device)
+            if (sliding_window, groups, query.dtype) not in self._biases:
+                bias = causal_bias(length, sliding_window, groups, query.dtype, query.device)
+                self._biases[sliding_window, groups, query.dtype] = bias
+            bias = self._biases[sliding_window, groups, query.dtype]
         return masked_attention(query, key, value, bias, scaling=scaling, softcap=softcap).transpose(1, 2)
 
 
@@ -119,7 +125,7 @@ class TreeLayout:
     """Prompt trees packed into one sequence: a completion token sees its prompt and its own past, nothing else.
 
     Prompts are gathered to one padded grid and are causal; branches to another, where the keys of a row are its
-    prompt's and its own. Index tensors are built once here, masks once for each sliding window.
+    prompt's and its own. Index tensors are built once here, biases once for each sliding window.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ class FusedLoraLinear(LoraLinear):
             not (args or kwargs or self.disable_adapters or self.merged)
             and len(active) == 1
             and active[0] not in self.lora_variant
+            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
             and not (self.training and isinstance(self.lora_dropout[active[0]], nn.Dropout))
         )
         if not plain:
@@ -56,7 +57,7 @@ class _LoraProduct(torch.autograd.Function):
         out = nn.functional.linear(flat, weight, bias).addmm_(inner, b.T)
         ctx.save_for_backward(flat, inner, weight, a, b)
         ctx.scaling, ctx.adapter_dtype = scaling, lora_a.dtype
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -66,7 +67,7 @@ class _LoraProduct(torch.autograd.Function):
         grad_inner = grad @ b  # (N, r)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, a).view(*grad_out.shape[:-1], -1)
+            grad_x = (grad @ weight).addmm_(grad_inner, a).view(*grad_out.shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[3]:
             grad_a = (grad_inner.T @ flat).to(ctx.adapter_dtype)
         if ctx.needs_input_grad[4]:

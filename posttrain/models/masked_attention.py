@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Up to this many scores of one layer, training on a CPU keeps the weights of its forward pass (2 bytes each in bf16).
-# Measured in bf16, 2 cores, 9 heads on 3, forward and backward: 16 branches of 64 tokens on 214 keys 9.4 ms, torch's
-# kernel 16.1; 32 of 128 on 278 53 and 74 ms; one of 1,024 on 2,048 119 and 105 ms.
-MAX_KEPT_SCORES = 2**24
+# Up to this many scores of one call, a CPU takes the products, and keeps their softmax for the backward pass (2 bytes
+# each in bf16, in each layer). Measured in bf16, 2 cores, 9 heads on 3, forward and backward: 16 branches of 64 tokens
+# on 214 keys 9.4 ms, torch's kernel 16.1; 4 prompts of 150 tokens 2.0 and 7.6; one row of 1,024 on 2,048 119 and 105.
+MAX_KEPT_SCORES = 2**23
 
 
 def masked_attention(
@@ -29,18 +29,17 @@ def masked_attention(
     batch, heads, num_queries, size = query.shape
     kv_heads, num_keys = key.shape[1:3]
     groups = heads // kv_heads
-    keeps = (
-        torch.is_grad_enabled()
-        and query.device.type == "cpu"
-        and softcap is None
-        and batch * heads * num_queries * num_keys <= MAX_KEPT_SCORES
+    # Not by whether gradients are wanted: old, reference and current log-probs must come from one arithmetic.
+    by_products = (
+        query.device.type == "cpu" and softcap is None and batch * heads * num_queries * num_keys <= MAX_KEPT_SCORES
     )
-    if bias is None and softcap is None and not keeps:
+    if bias is None and softcap is None and not by_products:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
     if bias is None:
-        bias = causal_bias(num_queries, None, groups, query.dtype, query.device)
+        make = _small_causal_bias if by_products else causal_bias
+        bias = make(num_queries, None, groups, query.dtype, query.device)
     query = query.reshape(batch, kv_heads, groups * num_queries, size)
-    if keeps:
+    if by_products:
         out = _ProductAttention.apply(query, key, value, bias, scaling)
     elif softcap is None:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
@@ -57,11 +56,15 @@ def causal_mask(length: int, *, window: int | None = None, device: torch.device 
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-@lru_cache(maxsize=4)
 def causal_bias(length: int, window: int | None, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the bias `(1, 1, groups * length, length)` of a causal sequence."""
+    return grouped_bias(causal_mask(length, window=window, device=device)[None], groups, dtype)
+
+
+@lru_cache(maxsize=4)  # each of at most MAX_KEPT_SCORES entries
+def _small_causal_bias(length: int, window: None, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it is kept, and an engine's tensor could not be used in training
-        return grouped_bias(causal_mask(length, window=window, device=device)[None], groups, dtype)
+        return causal_bias(length, window, groups, dtype, device)
 
 
 def grouped_bias(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
@@ -75,7 +78,7 @@ class _ProductAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
-        scores = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32))
+        scores = (query @ key.mT).to(_wide(query.dtype))
         weights = scores.mul_(scaling).add_(bias).softmax(dim=-1).to(value.dtype)  # (B, Hkv, Q, Tk)
         out = weights @ value
         ctx.save_for_backward(query, key, value, weights, out)
@@ -86,8 +89,14 @@ class _ProductAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, out = ctx.saved_tensors
-        grad_value = weights.mT @ grad_out
-        # d softmax: weights * (grad_weights - sum(weights * grad_weights)), and that sum is grad_out . out
-        mean = torch.linalg.vecdot(grad_out.float(), out.float())[..., None].to(grad_out.dtype)
-        grad_scores = (grad_out @ value.mT).sub_(mean).mul_(weights).mul_(ctx.scaling)
-        return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None
+        wide = _wide(query.dtype)
+        # d softmax: weights * (grad_weights - sum(weights * grad_weights)), and that sum is grad_out . out. In float32,
+        # for the two may be nearly equal.
+        mean = torch.linalg.vecdot(grad_out.to(wide), out.to(wide))[..., None]
+        grad_scores = (grad_out @ value.mT).to(wide).sub_(mean).mul_(weights).mul_(ctx.scaling).to(query.dtype)
+        return grad_scores @ key, grad_scores.mT @ query, weights.mT @ grad_out, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float32, or float64 where everything is."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,5 +1,7 @@
 """How the native engine works inside: what it computes, and what its cache and its groups hold."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -52,6 +54,15 @@ def test_prompts_beyond_a_pack_take_several_forwards(make_policy: Callable[..., 
     prompts = [Prompt(f"{index}", (4 + index, *[9] * 99), "", {}) for index in range(count)]
     engine.generate(prompts, SamplingSettings(max_completion_length=1), num_samples=1, seeds=[[0]] * count)
     assert widths == [(count - 1) * 100, 100]
+
+
+def test_closing_frees_the_weights(make_policy: Callable[..., LoadedModel]) -> None:
+    engine = NativeEngine(make_policy("llama"), EngineSettings())
+    model = weakref.ref(engine._open_model())
+    assert model() is not None
+    engine.close()
+    gc.collect()
+    assert model() is None
 
 
 def test_an_architecture_outside_the_registry_is_refused(make_policy: Callable[..., LoadedModel]) -> None:

@@ -69,8 +69,33 @@ def test_causal_with_and_without_gradients(window: int | None) -> None:
         torch.testing.assert_close(masked_attention(query, key, value, bias, scaling=0.3), expected)
 
 
+def test_bfloat16_is_the_same_with_and_without_gradients() -> None:
+    query, key, value, mask = tensors()
+    query, key, value = ((30 * tensor).bfloat16() for tensor in (query, key, value))
+    bias = grouped_bias(mask, HEADS // KV_HEADS, query.dtype)
+    with_gradients = masked_attention(query, key, value, bias, scaling=0.3)
+    with torch.no_grad():
+        assert torch.equal(masked_attention(query, key, value, bias, scaling=0.3), with_gradients)
+
+
+def test_bfloat16_gradients_survive_a_common_offset() -> None:
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((1, 2, 16, 8), (1, 2, 16, 8), (1, 2, 16, 8))
+        # Values with an offset: their gradient of the softmax is a small difference of large numbers.
+        query, key, value = (
+            (torch.randn(shape, generator=generator) + offset).bfloat16().to(dtype).requires_grad_()
+            for shape, offset in zip(shapes, (0, 0, 1), strict=True)
+        )
+        out = masked_attention(query, key, value, None, scaling=0.3)
+        (out * torch.linspace(-1, 1, 8, dtype=dtype)).sum().backward()
+        gradients.append(query.grad.double())
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
 def test_a_bias_made_for_inference_serves_training() -> None:
-    module.causal_bias.cache_clear()
+    module._small_causal_bias.cache_clear()
     with torch.inference_mode():
         masked_attention(*(torch.ones(1, 1, 4, 2) for _ in range(3)), None, scaling=1.0, softcap=2.0)
     query = torch.ones(1, 1, 4, 2, requires_grad=True)
