@@ -44,9 +44,8 @@ def dpo(settings: DpoSettings, run: StageRun) -> None:
     require_kind(rows, kinds, "dpo")
     labels = {row.id: branch_labels(row) for row in rows}
     loaded = load_model(settings.model, seed=settings.seed)
-    trees, dropped = drop_overlong(
-        rows, lambda row: render_preference(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
-    )
+    max_length = loaded.fit(settings.data.max_length)
+    trees, dropped = drop_overlong(rows, lambda row: render_preference(row, loaded.tokenizer), max_length=max_length)
     loader = Loader(list(trees), settings.seed)
     rows_of_step = steps_of_rows(settings, len(trees))
     updater = Updater(loaded, settings, num_updates=len(rows_of_step))
@@ -62,7 +61,7 @@ def dpo(settings: DpoSettings, run: StageRun) -> None:
         row_ids = loader.next(rows_of_step[step - 1])
         batch = [trees[row_id] for row_id in row_ids]
         with run.phase("reference"):
-            kl = reference.kl(loaded, batch) if "kto" in settings.losses else None
+            kl = reference.kl(loaded, batch, max_length) if "kto" in settings.losses else None
             data = preference_data(batch, [labels[row_id] for row_id in row_ids], reference.of(row_ids, batch), kl)
         with run.phase("update"):
             metrics = updater.update(batch, preference_share(data, settings), whole_trees=True)
@@ -97,19 +96,31 @@ class ReferenceLogprobs:
             return torch.cat([self._cached[row_id] for row_id in row_ids])
         return None if self._policy is None else self._policy.sequence_logprobs(trees, self._max_tokens)
 
-    def kl(self, loaded: LoadedModel, trees: Sequence[TokenTree]) -> Tensor:
-        """Return KTO's estimate from each prompt with the next one's completion, cut to the longest own one."""
+    def kl(self, loaded: LoadedModel, trees: Sequence[TokenTree], max_length: int) -> Tensor:
+        """Return KTO's estimate from prompts with completions of others; 0 where a step has one prompt only."""
         assert self._policy is not None
-        strangers = [
-            TokenTree(tree.prompt_ids, (_cut(other.branches[0], max(len(own.ids) for own in tree.branches)),))
-            for tree, other in zip(trees, [*trees[1:], trees[0]], strict=True)
-        ]
-        policy = evaluate_sequences(loaded, strangers, self._max_tokens)
-        return preferences.kto_kl(policy - self._policy.sequence_logprobs(strangers, self._max_tokens))
+        mismatched = mismatched_trees(trees, max_length)
+        if not mismatched:
+            return torch.zeros(())
+        policy = evaluate_sequences(loaded, mismatched, self._max_tokens)
+        return preferences.kto_kl(policy - self._policy.sequence_logprobs(mismatched, self._max_tokens))
 
 
-def _cut(branch: Branch, length: int) -> Branch:
-    return Branch(branch.ids[:length], branch.mask[:length])
+def mismatched_trees(trees: Sequence[TokenTree], max_length: int) -> list[TokenTree]:
+    """Return each tree's prompt with all completions of the next tree, in a circle, that has another prompt.
+
+    Completions are cut where the sequence would be longer than `max_length`. A tree without another prompt is left
+    out: its own completions would estimate what training aims at, not the KL.
+    """
+    found = []
+    for place, tree in enumerate(trees):
+        following = (*trees[place + 1 :], *trees[:place])
+        other = next((each for each in following if each.prompt_ids != tree.prompt_ids), None)
+        if other is not None:
+            room = max_length - len(tree.prompt_ids)
+            cut = tuple(Branch(branch.ids[:room], branch.mask[:room]) for branch in other.branches)
+            found.append(TokenTree(tree.prompt_ids, cut))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from posttrain.algorithms.tokens import token_mean
 from posttrain.data.trees import MicroBatch, TreeBatch, build_batch, cut_micro_batches
 from posttrain.errors import NonFiniteError
 from posttrain.models.lm import LoadedModel
-from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs
+from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs, plain_model
+from posttrain.models.scores import HEAD
 from posttrain.records import TokenTree
 from posttrain.runs.checkpoint import Checkpoint
 from posttrain.runs.training_state import optimizer_tensors, restore_optimizer
@@ -56,7 +57,9 @@ def make_optimizers(
     Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon; its steps are scaled to AdamW's size (Moonlight,
     arXiv 2502.16982), so that one learning rate serves both. Weight decay is of matrices only.
     """
-    ends = {id(loaded.model.get_input_embeddings().weight), id(loaded.model.get_output_embeddings().weight)}
+    plain = plain_model(loaded.model)
+    score_head = [plain.get_submodule(HEAD)] if hasattr(plain, HEAD) else []
+    ends = {id(end.weight) for end in [plain.get_input_embeddings(), plain.get_output_embeddings(), *score_head]}
     muon = [p for p in trained.values() if settings.optimizer == "muon" and p.ndim == 2 and id(p) not in ends]
     others = [p for p in trained.values() if not any(p is matrix for matrix in muon)]
     groups = [

@@ -5,6 +5,7 @@ fine-tuning copies the model.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from posttrain.algorithms.preferences import sequence_logprobs
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import completion_logprobs, plain_model
-from posttrain.models.lora import POLICY_ADAPTER, frozen_copy, reference
+from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, frozen_copy, reference
 from posttrain.records import TokenTree
 from posttrain.runs import durable
 from posttrain.runs.tensor_files import load_tensors, tensor_chunks
@@ -76,8 +77,9 @@ def cached_sequence_logprobs(
 ) -> dict[str, Tensor]:
     """Return the reference's summed log-probs of every tree's branches, from a file in `cache` or into one.
 
-    The model must not be trained yet. The file's name is a hash of the reference's weights and precision and of every
-    token, so that another model, template or maximum length never finds it. `on_progress` is called between batches.
+    The model must not be trained yet. The file's name is a hash of the reference's weights, configuration and precision
+    and of every token, so that another model, template or maximum length never finds it. `on_progress` is called
+    between batches.
     """
     file = cache / f"{_cache_key(loaded, trees)}.safetensors"
     counts = {row_id: len(tree.branches) for row_id, tree in trees.items()}
@@ -106,8 +108,12 @@ def _read(file: Path, expected: int) -> Tensor | None:
 
 
 def _cache_key(loaded: LoadedModel, trees: Mapping[str, TokenTree]) -> str:
-    digest = hashlib.blake2b(f"{loaded.dtype}".encode(), digest_size=16)
-    for name, parameter in plain_model(loaded.model).named_parameters():
+    plain, model = plain_model(loaded.model), loaded.model
+    digest = hashlib.blake2b(f"{loaded.dtype}{plain.config.to_json_string()}".encode(), digest_size=16)
+    if isinstance(model, PeftModel) and REFERENCE_ADAPTER in model.peft_config:
+        adapter = model.peft_config[REFERENCE_ADAPTER].to_dict()
+        digest.update(json.dumps(adapter, sort_keys=True, default=sorted).encode())  # its target_modules are a set
+    for name, parameter in plain.named_parameters():
         if f".{POLICY_ADAPTER}." not in name:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -15,7 +15,6 @@ from posttrain.algorithms.preferences import bradley_terry_loss
 from posttrain.data.chat import drop_overlong
 from posttrain.data.loader import Loader
 from posttrain.data.pairs import render_preference
-from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.data.trees import TreeBatch
 from posttrain.errors import DataError
@@ -41,7 +40,7 @@ def rm(settings: RmSettings, run: StageRun) -> None:
     trees, dropped = drop_overlong(
         rows, lambda row: render_preference(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
     )
-    held_out = held_out_rows([row for row in rows if row.id in trees], settings)
+    held_out = held_out_rows(trees, settings)
     training = [row_id for row_id in trees if row_id not in held_out]
     loader = Loader(training, settings.seed)
     rows_of_step = steps_of_rows(settings, len(training))
@@ -67,14 +66,16 @@ def rm(settings: RmSettings, run: StageRun) -> None:
     run.finish({**counts, "steps": len(rows_of_step), **progress, **report})
 
 
-def held_out_rows(rows: Sequence[Row], settings: RmSettings) -> set[str]:
+def held_out_rows(trees: Mapping[str, TokenTree], settings: RmSettings) -> set[str]:
     """Return the ids of the rows of some prompts, at least one, that are only measured on: chosen by hash and seed.
+
+    Prompts are the same when their tokens are: what a template trims or ignores makes no other prompt of one.
 
     Raises DataError where there is no other prompt to train on.
     """
     by_prompt: dict[str, list[str]] = {}
-    for row in rows:
-        by_prompt.setdefault(repr(row.prompt), []).append(row.id)
+    for row_id, tree in trees.items():
+        by_prompt.setdefault(repr(tree.prompt_ids), []).append(row_id)
     if len(by_prompt) < 2:
         raise DataError(f"rm trains on some prompts and measures on others, and there is {len(by_prompt)} in all")
     order = sorted(by_prompt, key=lambda prompt: derive_seed(settings.seed, "held-out", prompt))
