@@ -41,13 +41,14 @@ class Shape:
     size: str  # dotted key of its rows, prompts or documents
     samples: str | None = None  # key of the completions of each prompt
     largest: int | None = None  # of `size`, where the stage cuts its rows into steps by itself
+    smallest: int = 1  # of `size`
 
 
 SHAPES = {
     "pretrain": Shape("documents_per_step"),
     "sft": Shape("rows_per_step"),
     "rm": Shape("rows_per_step"),
-    "dpo": Shape("rows_per_step"),
+    "dpo": Shape("rows_per_step", smallest=2),  # kto compares each row with another
     "grpo": Shape("prompts_per_step", samples="num_generations"),
     "eval": Shape("data.rows", samples="num_samples", largest=PROBLEMS_PER_STEP),
 }
@@ -171,8 +172,9 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     if shape:
         few = _with(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
         limit = min(_max_length(settings) or PROBE_LENGTH, PROBE_LENGTH)
-        smallest = _with(_with(few, shape.size, 1), "sampling.max_completion_length", limit)
-        size = affordable(measure(work, smallest, budget=math.inf, max_steps=1), full)
+        least = min(shape.smallest, full)
+        smallest = _with(_with(few, shape.size, least), "sampling.max_completion_length", limit)
+        size = affordable(measure(work, smallest, budget=math.inf, max_steps=1), full, least)
         resized = settings if size == full else _with(settings, shape.size, size)
     found, length = _measure_within_budget(work, resized, shape, size)
     if not trains(found) and _value(settings, "kl_coef") == 0:
@@ -190,11 +192,11 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     return summarise(stage, resized, found, machine, larger=larger, longer=grow, notes=notes)
 
 
-def affordable(probe: Measurement, full: int) -> int:
-    """Return how many rows a step may have, at most `full`, given the seconds of a step of one row."""
+def affordable(probe: Measurement, full: int, least: int = 1) -> int:
+    """Return how many rows a step may have, from `least` to `full`, given the seconds of a step of `least` rows."""
     phases = probe.steps[0].phases if probe.steps else {}
     slowest = max(phases.get(GENERATE, 0.0), phases.get(UPDATE, 0.0), 1e-9)
-    return max(1, min(full, int(LENIENCY * BUDGET / slowest)))
+    return max(least, min(full, int(least * LENIENCY * BUDGET / slowest)))
 
 
 def trains(found: Measurement) -> bool:

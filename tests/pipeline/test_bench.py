@@ -195,10 +195,23 @@ def test_a_slow_first_step_makes_the_steps_smaller():
     assert affordable(probe(0.001), 16) == 16
     assert affordable(probe(benching.BUDGET), 16) == 4
     assert affordable(probe(1e6), 16) == 1
+    assert affordable(probe(benching.BUDGET), 16, 2) == 8
+    assert affordable(probe(1e6), 16, 2) == 2
+
+
+def test_kto_is_measured_in_steps_of_two_rows_at_least(monkeypatch):
+    flags = ["--losses", '{"kto": 1.0}', "--data.rows", "8", "--rows_per_step", "4", "--model.dtype", "float32"]
+    stage = stage_of(*flags, kind="dpo")
+    monkeypatch.setattr(benching, "LENIENCY", 0.0)
+    found = benching.bench_stage(stage, stage.settings.model, MACHINE)
+    assert found.update is not None
+    assert "measured with rows_per_step = 2, not 4" in found.notes[0]
+    one = stage_of("--data.rows", "3", "--rows_per_step", "1", kind="dpo")
+    assert benching.bench_stage(one, one.settings.model, MACHINE).notes == ()
 
 
 def test_a_stage_measured_small_says_so_and_keeps_its_steps(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(benching, "affordable", lambda probe, full: 2)
+    monkeypatch.setattr(benching, "affordable", lambda probe, full, least: 2)
     found = bench(recipe, tmp_path / "runs")
     base, sft, grpo, _ = found.stages
     assert (base.num_sequences, base.num_steps, sft.num_steps, grpo.num_steps) == (2, 1, 5, 7)
@@ -210,7 +223,7 @@ def test_a_stage_measured_small_says_so_and_keeps_its_steps(recipe, tmp_path, mo
 def test_a_generation_without_end_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(benching, "BUDGET", 0.0)
     stage = stage_of("--data.rows", "3", "--sampling.max_completion_length", "40", kind="eval")
-    monkeypatch.setattr(benching, "affordable", lambda probe, full: full)
+    monkeypatch.setattr(benching, "affordable", lambda probe, full, least: full)
     found = benching.bench_stage(stage, stage.settings.model, MACHINE)
     assert found.mean_length == 1.0
     assert found.notes == ("completions were cut at 1 tokens; the estimate takes 40 for each",)
