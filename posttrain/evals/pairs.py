@@ -20,19 +20,21 @@ def pair_report(
 ) -> dict[str, Any]:
     """Return what scores `(P,)` and lengths in tokens `(P,)` of both completions of P >= 1 pairs say, as plain JSON.
 
-    A tie of two scores is a wrong choice. `longer_chosen` is the share of pairs whose chosen completion is the longer
-    one, `prefers_longer` the share in which the scores choose it; both of the pairs of unequal length.
+    A tie of two scores counts as half a right choice; `ties` is the share of them. `longer_chosen` is the share of
+    pairs whose chosen completion is the longer one, `prefers_longer` the share in which the scores choose it; both of
+    the pairs of unequal length.
     """
     margins = chosen - rejected
-    correct = margins > 0
+    correct = (margins > 0) + (margins == 0) / 2
     gaps = chosen_lengths - rejected_lengths
     unequal = gaps != 0
     return {
         "pairs": len(margins),
         **_accuracy(correct),
+        "ties": float((margins == 0).mean()),
         "mean_margin": float(margins.mean()),
         "longer_chosen": float((gaps > 0)[unequal].mean()) if unequal.any() else None,
-        "prefers_longer": float((correct == (gaps > 0))[unequal].mean()) if unequal.any() else None,
+        "prefers_longer": float(np.where(gaps > 0, correct, 1 - correct)[unequal].mean()) if unequal.any() else None,
         "by_length_gap": _by_length_gap(correct, gaps),
         "calibration": _calibration(correct, 1 / (1 + np.exp(-np.abs(margins)))),
     }

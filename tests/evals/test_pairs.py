@@ -13,11 +13,12 @@ LENGTHS = np.array([10, 30, 20, 8]), np.array([20, 10, 20, 9])
 
 def test_report_by_hand() -> None:
     report = pair_report(CHOSEN, REJECTED, *LENGTHS)
-    assert (report["pairs"], report["accuracy"], report["mean_margin"]) == (4, 0.5, 1.125)
-    assert report["accuracy_interval"] == list(wilson_interval(2, 4))
-    # Three pairs are of unequal length: chosen is the longer in the second, the scores' choice in the fourth, by a tie.
+    assert (report["pairs"], report["accuracy"], report["mean_margin"]) == (4, 0.625, 1.125)
+    assert report["ties"] == 0.25
+    assert report["accuracy_interval"] == list(wilson_interval(2.5, 4))
+    # Three pairs are of unequal length: chosen is the longer in the second, the scores' choice in half the fourth.
     assert report["longer_chosen"] == pytest.approx(1 / 3)
-    assert report["prefers_longer"] == pytest.approx(1 / 3)
+    assert report["prefers_longer"] == pytest.approx(1 / 6)
 
 
 def test_accuracy_by_length_gap_covers_every_pair_once() -> None:
@@ -53,3 +54,10 @@ def test_verdicts(right: int, words: str) -> None:
     chosen = np.where(np.arange(100) < right, 1.0, -1.0)
     text = verdict(pair_report(chosen, np.zeros(100), np.arange(100), np.zeros(100)))
     assert text.startswith(f"{words}: it orders {right}.0% [")
+
+
+def test_scores_that_are_all_equal_say_nothing() -> None:
+    report = pair_report(np.zeros(100), np.zeros(100), np.arange(100), np.zeros(100))
+    assert (report["accuracy"], report["ties"], report["prefers_longer"]) == (0.5, 1.0, 0.5)
+    assert report["calibration"]["ece"] == 0.0
+    assert verdict(report).startswith("no better than chance: it orders 50.0% [")
