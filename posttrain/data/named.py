@@ -111,11 +111,11 @@ def read_solution_text(record: Record, column: str) -> str:
     return value or ""
 
 
-def read_answer(record: Record) -> str | None:
-    """Return the column `answer` as text, None when it is absent or blank; numbers are written out."""
-    value = record.get("answer")
+def read_answer(record: Record, column: str = "answer") -> str | None:
+    """Return the answer in a column as text, None when it is absent or blank; numbers are written out."""
+    value = record.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-        raise Malformed(Fault.TYPE, f"answer is {type(value).__name__}")
+        raise Malformed(Fault.TYPE, f"{column} is {type(value).__name__}")
     return str(value).strip() or None if value is not None else None
 
 
@@ -167,8 +167,17 @@ def nano_problem(record: Record) -> Problem:
 
 def nano_pair(record: Record) -> Problem:
     """Read a pair of the embedded task; `answer` and `solution` are the chosen ones, right or not."""
-    rejected = read_solution_text(record, "rejected_solution").strip(), str(record["rejected_answer"])
-    return replace(nano_problem(further(record, "rejected_solution", "rejected_answer")), rejected=rejected)
+    chosen = nano_problem(further(record, "rejected_solution", "rejected_answer"))
+    answer = read_answer(record, "rejected_answer")
+    if answer is None:
+        raise Malformed(Fault.NO_GOLD, 'no "rejected_answer"')
+    rejected = read_solution_text(record, "rejected_solution").strip(), answer
+    for column, reasoning in {"solution": chosen.reasoning, "rejected_solution": rejected[0]}.items():
+        if not reasoning:
+            raise Malformed(Fault.EMPTY_COMPLETION, f'no "{column}"')
+    if rejected == (chosen.reasoning, chosen.answer):
+        raise Malformed(Fault.SAME)
+    return replace(chosen, rejected=rejected)
 
 
 PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")

@@ -7,6 +7,7 @@ columns are kept for the rewards. Knows no tokenizer.
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -31,6 +32,7 @@ PREFERENCE_SCHEMAS: dict[Kind, tuple[str, ...]] = {
     "unpaired": ("prompt", "completion", "label"),
 }
 ROLES = ("system", "developer", "user", "assistant", "tool")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # in words
 ASSISTANT_MARK = "\n\nAssistant:"  # HH-RLHF's: what comes after the last one is the completion
 
 
@@ -99,6 +101,8 @@ def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style:
             raise Malformed(Fault.COLUMN, f'no "{name}"')
     if kind == "preference":
         prompt, chosen, rejected = _pair(record, prompt_style)
+        if record.get("margin") is not None:
+            columns = MappingProxyType({**columns, "margin": _margin(record["margin"])})
         return Row(id, kind, origin, prompt=prompt, chosen=chosen, rejected=rejected, columns=columns)
     if kind == "messages":
         return Row(id, kind, origin, messages=_conversation(record["messages"]), columns=columns)
@@ -108,9 +112,7 @@ def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style:
     if kind == "prompt":
         return Row(id, kind, origin, prompt=prompt, columns=columns)
     completion = _completion(record["completion"], "completion", prompt)
-    label = record["label"] if kind == "unpaired" else None
-    if label is not None and not isinstance(label, bool):
-        raise Malformed(Fault.TYPE, f"label is {type(label).__name__}, not true or false")
+    label = _label(record["label"]) if kind == "unpaired" else None
     return Row(id, kind, origin, prompt=prompt, completion=completion, label=label, columns=columns)
 
 
@@ -139,9 +141,7 @@ def _completion(value: Any, name: str, prompt: Text) -> Text:
 
 def _pair(record: Record, style: str | None) -> tuple[Text, Text, Text]:
     """Return prompt, chosen and rejected; without a prompt, it is what both completions begin with."""
-    chosen, rejected, margin = record["chosen"], record["rejected"], record.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise Malformed(Fault.TYPE, f"margin is {type(margin).__name__}")
+    chosen, rejected = record["chosen"], record["rejected"]
     if record.get("prompt") is not None:
         prompt = _prompt(record["prompt"], style)
     else:
@@ -151,6 +151,25 @@ def _pair(record: Record, style: str | None) -> tuple[Text, Text, Text]:
     if _bare(pair[0]) == _bare(pair[1]):
         raise Malformed(Fault.SAME)
     return prompt, *pair
+
+
+def _margin(value: Any) -> float:
+    """Return by how much chosen is better; a string of a number, as CSV has it, is read."""
+    try:
+        margin = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise Malformed(Fault.TYPE, f"margin is {str(value)[:40]!r}, not a finite number")
+    return margin
+
+
+def _label(value: Any) -> bool:
+    """Return whether a completion is desirable; strings, as CSV has them, are read."""
+    label = LABELS.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(label, bool):
+        raise Malformed(Fault.TYPE, f"label is {str(value)[:40]!r}, not true or false")
+    return label
 
 
 def _cut_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

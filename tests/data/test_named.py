@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.chat import render_training_tree
+from posttrain.data.files import Fault
 from posttrain.data.named import SOURCES
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.data.rows import Row
@@ -196,3 +197,38 @@ def test_every_gold_of_math500_is_read() -> None:
     assert not scan.tally.counts
     assert len(scan.rows) == 500
     assert all(row.kind == "prompt" and row.columns["answer"] for row in scan.rows)
+
+
+PAIR = {"question": "1+1?", "answer": "2", "solution": "1+1=2", "rejected_answer": 3, "rejected_solution": "1+1=3"}
+
+
+def test_pairs_of_the_embedded_task(tmp_path: Path) -> None:
+    (row,) = load("nano_preferences", [PAIR], tmp_path)
+    assert row.kind == "preference"
+    assert isinstance(row.rejected, str)
+    assert "1+1=3" in row.rejected
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"rejected_answer": None}, "no gold answer"),
+        ({"rejected_answer": " "}, "no gold answer"),
+        ({"rejected_answer": [3]}, "wrong type"),
+        ({"rejected_solution": " "}, "empty completion"),
+        ({"rejected_solution": None}, "empty completion"),
+        ({"solution": ""}, "empty completion"),
+    ],
+)
+def test_pairs_that_lack_a_part_are_malformed(change: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=fault):
+        load("nano_preferences", [PAIR, {**PAIR, "question": "2-1?", **change}], tmp_path)
+
+
+def test_equal_pairs_of_the_embedded_task_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    same = {**PAIR, "question": "2-1?", "rejected_answer": 2, "rejected_solution": "1+1=2 "}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (PAIR, same)))
+    scan = scan_rows(DataSettings(source="nano_preferences", path=str(path)), seed=0)
+    assert len(scan.rows) == 1
+    assert scan.tally.counts == {Fault.SAME: 1}

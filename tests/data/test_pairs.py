@@ -92,15 +92,30 @@ def test_an_implicit_prompt_is_what_both_begin_with(chosen: Any, rejected: Any, 
         ({"prompt": "a", "chosen": "b", "rejected": None}, Fault.COLUMN),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "large"}, Fault.TYPE),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, Fault.TYPE),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, Fault.TYPE),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "inf"}, Fault.TYPE),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400}, Fault.TYPE),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": [1]}, Fault.TYPE),
         ({"chosen": "yes", "rejected": "no"}, Fault.EMPTY_PROMPT),
         ({"chosen": [GOOD], "rejected": [BAD]}, Fault.EMPTY_PROMPT),
         ({"chosen": "yes", "rejected": [BAD]}, Fault.TYPE),
         ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, Fault.TURNS),
         ({"prompt": "a", "completion": "b", "label": 1}, Fault.TYPE),
+        ({"prompt": "a", "completion": "b", "label": "good"}, Fault.TYPE),
     ],
 )
 def test_faults_of_pairs(record: dict[str, Any], fault: Fault) -> None:
     assert fault_of(record) is fault
+
+
+def test_labels_and_margins_of_a_csv_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "judged.csv"
+    path.write_text("prompt,completion,label\na,b,true\nc,d,False\ne,f,1\ng,h,0\n")
+    rows = load_rows(DataSettings(source=str(path)), seed=0, kinds=("preference", "unpaired"))
+    assert {row.prompt: row.label for row in rows} == {"a": True, "c": False, "e": True, "g": False}
+    path.write_text("prompt,chosen,rejected,margin\na,b,c,0.5\nd,e,f,-2\n")
+    rows = load_rows(DataSettings(source=str(path)), seed=0, kinds=("preference",))
+    assert {row.prompt: row.columns["margin"] for row in rows} == {"a": 0.5, "d": -2.0}
 
 
 def test_equal_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
