@@ -33,16 +33,13 @@ class JoinedProduct:
 
     def set(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """Take copies of the layers' weights and biases, in order."""
-        self._set_weight(torch.cat(list(weights)))
+        self.share(torch.cat(list(weights)))
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
             self.bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
 
     def share(self, weight: Tensor) -> None:
-        """Take the weight of a tied head: the embedding's own memory, where it need not be packed."""
-        self._set_weight(weight)
-
-    def _set_weight(self, weight: Tensor) -> None:
+        """Take a weight as it is, such as the embedding's for a tied head; its own memory, where it is not packed."""
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packs else weight
 
     def output(self, place: int, x: Tensor) -> Tensor:

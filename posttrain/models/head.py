@@ -110,8 +110,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logprobs[chunk] = log_softmax.gather(1, chunk_targets).squeeze(1)
             entropy[chunk] = -log_softmax.mul_(probs).sum(-1)
             if jacobian is not None:
-                probs.scatter_add_(1, chunk_targets, probs.new_full((1, 1), -1.0).expand_as(chunk_targets))
-                grad_products = transform.backward(probs, logits).to(compute_dtype)
+                grad_products = transform.backward(_probs_minus_target(probs, targets[chunk]), logits).to(compute_dtype)
                 torch.mm(grad_products, head[0], out=jacobian[chunk]).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, jacobian)
         ctx.transform, ctx.compute_dtype, ctx.chunk_size = transform, compute_dtype, chunk_size
@@ -131,7 +130,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_hidden += jacobian * grad_logprobs[:, None]
         # Everything else needs the softmax once more; with a frozen head and no entropy in the loss, nothing is left.
         again = grad_entropy is not None or (grad_logprobs is not None and (needs_weight or needs_bias))
-        head = _cast(weight, bias, ctx.compute_dtype)
+        head = _cast(weight, bias, ctx.compute_dtype) if again else (weight, bias)
         for chunk in _chunks(len(targets) if again else 0, ctx.chunk_size):
             inputs = hidden[chunk].to(ctx.compute_dtype)
             logits = _logits(inputs, head, ctx.transform)
@@ -143,7 +142,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[chunk] += grad_products.to(ctx.compute_dtype) @ head[0]
             if grad_logprobs is not None:
-                of_logprobs = _target_minus_probs(log_softmax.exp_(), targets[chunk]).mul_(grad_logprobs[chunk, None])
+                of_logprobs = _probs_minus_target(log_softmax.exp_(), targets[chunk]).mul_(-grad_logprobs[chunk, None])
                 grad_products += ctx.transform.backward(of_logprobs, logits)
             if grad_bias is not None:
                 grad_bias += grad_products.sum(0)
@@ -178,9 +177,9 @@ def _logits(inputs: Tensor, head: tuple[Tensor, Tensor | None], transform: _Logi
         return transform.forward(torch.nn.functional.linear(inputs, *head))
 
 
-def _target_minus_probs(probs: Tensor, targets: Tensor) -> Tensor:
-    """Turn the probabilities `(n, V)` into the gradient of log p(target) for the logits, in place."""
-    return probs.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probs[:, :1]))
+def _probs_minus_target(probs: Tensor, targets: Tensor) -> Tensor:
+    """Turn the probabilities `(n, V)` into the gradient of -log p(target) for the logits, in place."""
+    return probs.scatter_add_(1, targets[:, None], probs.new_full((len(targets), 1), -1.0))
 
 
 def _entropy_gradient(log_softmax: Tensor) -> Tensor:
