@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from posttrain.engines import Interrupted
 from posttrain.engines.decoding import Decoding, Tree
 from posttrain.engines.endings import Endings
+from posttrain.engines.layers import shorten_layers
 from posttrain.engines.products import InferenceWeights
 from posttrain.engines.rows import Branch
 from posttrain.errors import DataError, ModelError
@@ -47,6 +48,7 @@ class NativeEngine:
         if prepare_attention(model, "tree") != "tree":
             raise ModelError(f"the native engine shares prompts between completions, and {type(model).__name__} cannot")
         self._weights.join()
+        shorten_layers(model)
 
     def load_weights(self, model: Model) -> None:
         """Copy the weights of `model` with its adapters folded in; caches live only within one `generate`."""

@@ -16,6 +16,7 @@ from posttrain.errors import ModelError
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
 
+PROBE = (11, 7, 5)  # ids of the tokens that a changed model is tried on, taken modulo the vocabulary
 PACKED_ROWS = 16  # rows that the packed layout is chosen for; it serves any number
 
 
@@ -42,14 +43,24 @@ class JoinedProduct:
         """Take a weight as it is, such as the embedding's for a tied head; its own memory, where it is not packed."""
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packs else weight
 
+    def whole(self, x: Tensor) -> Tensor:
+        """Return the outputs of all layers, one after the other: `(..., K)` to `(..., sum of sizes)`."""
+        if self.packs:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return product
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return `whole(x) + other`, added before the product is rounded where the weight is packed."""
+        if self.packs:
+            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+            return total
+        return self.whole(x).add_(other)
+
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
         if place == 0:
-            if self.packs:
-                product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-            else:
-                product = nn.functional.linear(x, self.weight, self.bias)
-            self.outputs, self.input = product.split(list(self.sizes), dim=-1), x
+            self.outputs, self.input = self.whole(x).split(list(self.sizes), dim=-1), x
         assert self.input is x, f"{', '.join(self.names)} were joined, and called with different inputs"
         output = self.outputs[place]
         if place == len(self.sizes) - 1:
@@ -63,11 +74,11 @@ class JoinedLinear(nn.Module):
     def __init__(self, product: JoinedProduct, place: int) -> None:
         """Take the product, and which of its layers this one is."""
         super().__init__()
-        self._product, self._place = product, place
+        self.product, self._place = product, place
 
     def forward(self, x: Tensor) -> Tensor:
         """Return this layer's output."""
-        return self._product.output(self._place, x)
+        return self.product.output(self._place, x)
 
 
 def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[str] = ()) -> list[JoinedProduct]:
@@ -112,6 +123,20 @@ def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[s
     return list(groups.values())
 
 
+def probe_logits(model: PreTrainedModel) -> Tensor:
+    """Return the logits `(3, V)` in float32 of three tokens in a row, by a model whose attention is "posttrain"."""
+    ids = torch.tensor([[token % model.config.get_text_config().vocab_size for token in PROBE]], device=model.device)
+    positions = torch.arange(len(PROBE), device=model.device)[None]
+    output = model(input_ids=ids, position_ids=positions, layout=RowsLayout(), use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def same_logits(logits: Tensor, others: Tensor) -> bool:
+    """Say whether two results of `probe_logits` differ by no more than bfloat16's rounding in many layers."""
+    return bool((logits - others).abs().max() <= 0.05 * max(1.0, float(others.abs().max())))
+
+
 def _packs(weight: Tensor) -> bool:
     """Say whether oneDNN's packed products serve a weight: torch's own compiler uses the same two operators."""
     return (
@@ -139,18 +164,13 @@ class InferenceWeights:
         head = model.get_output_embeddings()
         tied = [name for name, module in model.named_modules() if module is head and head.weight is embedding]
         biased = tied if tied and head.bias is not None else []  # half of it would come, and half be shared
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-
-        def logits() -> Tensor:
-            return model(input_ids=token, layout=RowsLayout(), use_cache=False).logits.float()
-
-        before = logits()
-        products = join_linears(model, logits, skip=biased)
+        before = probe_logits(model)
+        products = join_linears(model, lambda: probe_logits(model), skip=biased)
         self._product_of = {layer: product for product in products for layer in product.names}
         self._tied_head = self._product_of.pop(tied[0], None) if tied else None
         if self._tied_head is not None:
             self._tied_head.share(embedding)
-        if (logits() - before).abs().max() > 0.05 * max(1.0, float(before.abs().max())):
+        if not same_logits(probe_logits(model), before):
             raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
 
     @torch.no_grad()

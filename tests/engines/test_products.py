@@ -46,9 +46,9 @@ def test_joined_layers_compute_the_same(dtype: torch.dtype, rows: int) -> None:
 def test_bfloat16_weights_are_packed_where_the_cpu_multiplies_them() -> None:
     _, copied = joined(torch.bfloat16)
     assert isinstance(copied.first, JoinedLinear)
-    assert copied.first._product.packs
+    assert copied.first.product.packs
     _, copied = joined(torch.float32)
-    assert not copied.first._product.packs
+    assert not copied.first.product.packs
 
 
 def test_different_inputs_are_noticed() -> None:
