@@ -78,23 +78,24 @@ class _ProductAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
-        scores = (query @ key.mT).to(_wide(query.dtype))
-        weights = scores.mul_(scaling).add_(bias).softmax(dim=-1).to(value.dtype)  # (B, Hkv, Q, Tk)
-        out = weights @ value
-        ctx.save_for_backward(query, key, value, weights, out)
+        wide = _wide(query.dtype)
+        scores = (query @ key.mT).to(wide)
+        torch.add(bias.to(wide), scores, alpha=scaling, out=scores)
+        weights = scores.softmax(dim=-1).to(value.dtype)  # (B, Hkv, Q, Tk)
+        ctx.save_for_backward(query, key, value, weights)
         ctx.scaling = scaling
-        return out
+        return weights @ value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, out = ctx.saved_tensors
-        wide = _wide(query.dtype)
-        # d softmax: weights * (grad_weights - sum(weights * grad_weights)), and that sum is grad_out . out. In float32,
-        # for the two may be nearly equal.
-        mean = torch.linalg.vecdot(grad_out.to(wide), out.to(wide))[..., None]
-        grad_scores = (grad_out @ value.mT).to(wide).sub_(mean).mul_(weights).mul_(ctx.scaling).to(query.dtype)
-        return grad_scores @ key, grad_scores.mT @ query, weights.mT @ grad_out, None, None
+        query, key, value, weights = ctx.saved_tensors
+        # weights * (grad_weights - sum(weights * grad_weights)): torch's kernel takes the difference in float32 within
+        # its one pass over the scores, whatever their dtype.
+        grad_scores = torch._softmax_backward_data(grad_out @ value.mT, weights, -1, weights.dtype)
+        grad_query = (grad_scores @ key).mul_(ctx.scaling)
+        grad_key = (grad_scores.mT @ query).mul_(ctx.scaling)
+        return grad_query, grad_key, weights.mT @ grad_out, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
