@@ -1,11 +1,13 @@
-"""Decoder layers of Llama's form in as few operations as they need: most of a decoding step is the calls between them.
+"""Decoder layers of Llama's form in as few operations as they need, for a decoding step makes thousands of small calls.
 
 Floor 2: the arithmetic of transformers' own layers (RMSNorm, rotary positions, grouped-query attention, SwiGLU), over
 the joined products of an inference copy. The layers of Llama, Mistral, Qwen2 and Qwen3 have this form; all others stay
-as they are. Measured on SmolLM2-135M's shape in bf16, 2 cores, 16 sequences: a step of 46 ms takes 33 ms.
+as they are. Generation on SmolLM2-135M's shape in bf16, 2 cores with AMX, in turn: 64 sequences of 64 tokens 5.25 s
+before, 5.04 s with it; 16 sequences 3.19 and 3.13 s.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from posttrain.engines.products import JoinedLinear, JoinedProduct, probe_logits, same_logits
+from posttrain.engines.products import JoinedLinear, probe_logits, same_logits
 from posttrain.models.attention import AttentionLayout
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class ShortDecoderLayer(nn.Module):
         """Return the hidden states `(1, T, E)` after this layer."""
         attention, mlp = self.self_attn, self.mlp
         (hidden,) = hidden_states  # (T, E)
-        states = _product(attention.q_proj).whole(_rms_norm(hidden, self.input_layernorm))
+        states = attention.q_proj.product.whole(_rms_norm(hidden, self.input_layernorm))
         states = states.unflatten(-1, (-1, attention.head_dim))  # (T, H + 2 Hkv, D)
         kv_heads = states.shape[1] // (attention.num_key_value_groups + 2)
         rotated, value = states.split([states.shape[1] - kv_heads, kv_heads], dim=1)
@@ -78,29 +80,31 @@ class ShortDecoderLayer(nn.Module):
             sliding_window=_sliding_window(attention),
             softcap=None,
         )
-        hidden = _product(attention.o_proj).plus(attended.flatten(2)[0], hidden)
-        gate, up = _product(mlp.gate_proj).whole(_rms_norm(hidden, self.post_attention_layernorm)).chunk(2, dim=-1)
-        return _product(mlp.down_proj).plus(F.silu(gate).mul_(up), hidden)[None]
+        hidden = attention.o_proj.product.plus(attended.flatten(2)[0], hidden)
+        gate, up = mlp.gate_proj.product.whole(_rms_norm(hidden, self.post_attention_layernorm)).chunk(2, dim=-1)
+        return mlp.down_proj.product.plus(F.silu(gate).mul_(up), hidden)[None]
 
 
 def _is_plain(layer: Any) -> bool:
     """Say whether query, key and value are one product, gate and up another, the other two their own; and SwiGLU."""
     attention, mlp = layer.self_attn, layer.mlp
-    groups = (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
-    return layer.mlp.config.hidden_act == "silu" and all(
-        all(isinstance(linear, JoinedLinear) and linear.product is group[0].product for linear in group)
-        and len(group[0].product.names) == len(group)
-        for group in groups
+    return mlp.config.hidden_act == "silu" and all(
+        map(
+            _are_one,
+            [
+                [attention.q_proj, attention.k_proj, attention.v_proj],
+                [attention.o_proj],
+                [mlp.gate_proj, mlp.up_proj],
+                [mlp.down_proj],
+            ],
+        )
     )
 
 
-def _product(linear: JoinedLinear) -> JoinedProduct:
-    return linear.product
+def _are_one(linears: Sequence[nn.Module]) -> bool:
+    """Say whether the layers are all that one joined product computes."""
+    products = [linear.product for linear in linears if isinstance(linear, JoinedLinear)]
+    return len(products) == len(linears) == len(products[0].names) and all(each is products[0] for each in products)
 
 
 def _rms_norm(x: Tensor, norm: Any) -> Tensor:
