@@ -13,7 +13,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 
 FLOORS: list[set[str]] = [
     {"errors", "records", "seeds", "hub", "settings", "field_types", "foreign_keys", "config", "algorithms", "nano"},
-    {"data", "models", "runs"},
+    {"data", "kernels", "models", "runs"},
     {"engines"},
     {"rewards"},
     {"evals"},

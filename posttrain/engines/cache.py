@@ -28,15 +28,24 @@ class KeyValueCache:
 
     def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write `(N, Hkv, D)` keys and values at `slots` and `positions`, both `(N,)`."""
-        if layer not in self._layers:
-            self._layers[layer] = self._empty(keys), self._empty(values)
+        self.open(layer, keys, values)
         for stored, new in zip(self._layers[layer], (keys, values), strict=True):
             stored[slots, :, positions] = new
+
+    def open(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all slots of a layer; if it has none yet, empty ones for heads like these, `(N, Hkv, ..., D)`."""
+        if layer not in self._layers:
+            self._layers[layer] = self._empty(keys), self._empty(values)
+        return self._layers[layer]
 
     @property
     def length(self) -> int:
         """How many tokens a slot has room for."""
         return self._length
+
+    def whole(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return all slots of a layer that was written to."""
+        return self._layers[layer]
 
     def read(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
         """Return views of the first `slots` slots, `(slots, Hkv, length, D)`, zeros or old tokens at their ends.
@@ -54,7 +63,7 @@ class KeyValueCache:
 
     def _empty(self, like: Tensor) -> Tensor:
         # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
-        return like.new_zeros(self._slots, like.shape[1], self._length, like.shape[2])
+        return like.new_zeros(self._slots, like.shape[1], self._length, like.shape[-1])
 
     def _grown(self, stored: Tensor) -> Tensor:
         slots, heads, length, size = stored.shape

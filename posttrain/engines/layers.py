@@ -19,7 +19,10 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from posttrain.engines.products import JoinedLinear, probe_logits, same_logits
+from posttrain.engines.cache import KeyValueCache
+from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
+from posttrain.engines.products import JoinedLinear, probe_ids, probe_logits, same_logits
+from posttrain.kernels.operations import Kernels, compiled_kernels, serves
 from posttrain.models.attention import AttentionLayout
 
 logger = logging.getLogger(__name__)
@@ -32,8 +35,9 @@ def shorten_layers(model: PreTrainedModel) -> None:
     """Let those layers of an inference copy that have Llama's form compute by `ShortDecoderLayer`.
 
     Their linear layers must be joined already; weights and their names stay. Where the logits change, nothing does.
+    On a CPU the layers use compiled kernels where they serve the model, and keep them if a decoded token agrees.
     """
-    layers = [module for module in model.modules() if type(module) in LLAMA_LIKE and _is_plain(module)]
+    layers: list[Any] = [module for module in model.modules() if type(module) in LLAMA_LIKE and _is_plain(module)]
     classes = [type(layer) for layer in layers]
     before = probe_logits(model)
     for layer in layers:
@@ -42,6 +46,16 @@ def shorten_layers(model: PreTrainedModel) -> None:
         for layer, own in zip(layers, classes, strict=True):
             layer.__class__ = own
         logger.warning("%s computes other logits in short layers; it keeps its own, slower ones", type(model).__name__)
+        return
+    kernels = compiled_kernels(model.device, model.dtype)
+    if kernels is None or not all(map(_has_kernel_sizes, layers)):
+        return
+    for layer in layers:
+        layer.kernels = kernels
+    if not same_logits(_decoded_logits(model), before[-1]):
+        for layer in layers:
+            layer.kernels = None
+        logger.warning("%s decodes to other logits by compiled kernels; torch's operations serve", type(model).__name__)
 
 
 class ShortDecoderLayer(nn.Module):
@@ -51,6 +65,8 @@ class ShortDecoderLayer(nn.Module):
     mlp: Any
     input_layernorm: Any
     post_attention_layernorm: Any
+
+    kernels: Kernels | None = None
 
     def forward(
         self,
@@ -63,26 +79,46 @@ class ShortDecoderLayer(nn.Module):
         """Return the hidden states `(1, T, E)` after this layer."""
         attention, mlp = self.self_attn, self.mlp
         (hidden,) = hidden_states  # (T, E)
-        states = attention.q_proj.product.whole(_rms_norm(hidden, self.input_layernorm))
-        states = states.unflatten(-1, (-1, attention.head_dim))  # (T, H + 2 Hkv, D)
+        states = attention.q_proj.product.whole(self._rms_norm(hidden, self.input_layernorm))
+        states = states.view(len(states), -1, attention.head_dim)  # (T, H + 2 Hkv, D)
+        attended = self._attended(states, position_embeddings, layout)
+        hidden = attention.o_proj.product.plus(attended, hidden)
+        gate_up = mlp.gate_proj.product.whole(self._rms_norm(hidden, self.post_attention_layernorm))
+        return mlp.down_proj.product.plus(self._swiglu(gate_up), hidden)[None]
+
+    def _attended(self, states: Tensor, angles: tuple[Tensor, Tensor], layout: AttentionLayout) -> Tensor:
+        """Normalise, turn and attend; heads `(T, H + 2 Hkv, D)` to `(T, H * D)`."""
+        attention = self.self_attn
+        options = {"scaling": attention.scaling, "sliding_window": _sliding_window(attention)}
+        if self.kernels is not None and isinstance(layout, DecodeLayout):
+            turns = (angles[0][0], angles[1][0])
+            return layout.attend_states(
+                attention.layer_idx, states, turns, _head_norms(attention), self.kernels, **options
+            )
         kv_heads = states.shape[1] // (attention.num_key_value_groups + 2)
         rotated, value = states.split([states.shape[1] - kv_heads, kv_heads], dim=1)
-        if hasattr(attention, "q_norm"):
-            query, key = rotated.split([rotated.shape[1] - kv_heads, kv_heads], dim=1)
-            query = _rotate(_rms_norm(query, attention.q_norm), *position_embeddings)
-            key = _rotate(_rms_norm(key, attention.k_norm), *position_embeddings)
+        sizes = [rotated.shape[1] - kv_heads, kv_heads]
+        if (norms := _head_norms(attention)) is not None:
+            *weights, epsilon = norms
+            query, key = (
+                _rotate(F.rms_norm(heads, weight.shape, weight, epsilon), *angles)
+                for heads, weight in zip(rotated.split(sizes, dim=1), weights, strict=True)
+            )
         else:
-            query, key = _rotate(rotated, *position_embeddings).split([rotated.shape[1] - kv_heads, kv_heads], dim=1)
-        attended = layout.attend(
-            attention.layer_idx,
-            *(heads.transpose(0, 1)[None] for heads in (query, key, value)),
-            scaling=attention.scaling,
-            sliding_window=_sliding_window(attention),
-            softcap=None,
-        )
-        hidden = attention.o_proj.product.plus(attended.flatten(2)[0], hidden)
-        gate, up = mlp.gate_proj.product.whole(_rms_norm(hidden, self.post_attention_layernorm)).chunk(2, dim=-1)
-        return mlp.down_proj.product.plus(F.silu(gate).mul_(up), hidden)[None]
+            query, key = _rotate(rotated, *angles).split(sizes, dim=1)
+        heads = (each.transpose(0, 1)[None] for each in (query, key, value))
+        return layout.attend(attention.layer_idx, *heads, softcap=None, **options).flatten(2)[0]
+
+    def _rms_norm(self, x: Tensor, norm: Any) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
+        return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+    def _swiglu(self, gate_up: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.swiglu(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -107,8 +143,35 @@ def _are_one(linears: Sequence[nn.Module]) -> bool:
     return len(products) == len(linears) == len(products[0].names) and all(each is products[0] for each in products)
 
 
-def _rms_norm(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _head_norms(attention: Any) -> tuple[Tensor, Tensor, float] | None:
+    """Return the weights of the norms of query and key heads, and their epsilon, for the models that have them."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    return attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon
+
+
+def _has_kernel_sizes(layer: Any) -> bool:
+    return serves(head_size=layer.self_attn.head_dim, intermediate_size=layer.mlp.config.intermediate_size)
+
+
+def _decoded_logits(model: PreTrainedModel) -> Tensor:
+    """Return the logits `(V,)` after the probe's tokens, the last of which is decoded from a cache of the others."""
+    device = model.device
+    *prompt, last = probe_ids(model)
+    prompts, completions = KeyValueCache(), KeyValueCache()
+    prompts.reserve(1, len(prompt))
+    completions.reserve(1, 1)
+    prefill = PrefillLayout(prompts, [len(prompt)], [0], device)
+    decode = DecodeLayout(prompts, completions, Grouping([0], [len(prompt)], device), torch.tensor([0], device=device))
+    for ids, layout in ((prompt, prefill), ([last], decode)):
+        output = model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=layout.positions[None],
+            layout=layout,
+            use_cache=False,
+        )
+    logits: Tensor = output.logits[0, -1].float()
+    return logits
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posttrain.engines.cache import KeyValueCache
+from posttrain.kernels.operations import DecodeRows, Kernels
 from posttrain.models.attention import TreeLayout
 
 
@@ -62,6 +63,7 @@ class Grouping:
         self._shape = (len(prompt_lengths), widest)
         self._in_order = torch.equal(row_of_place, torch.arange(len(slots)))  # every place has its row already
         self._row_of_place, self._place_of_row = row_of_place.to(device), place_of_row.to(device)
+        self.prompt_of_row, self.order = prompt_of_row.to(device), order.to(device)  # (B,), rows by prompt
         self.prompt_lengths = torch.tensor(prompt_lengths)[prompt_of_row].to(device)  # of each row, (B,)
         self.num_prompts = len(prompt_lengths)
 
@@ -93,6 +95,7 @@ class DecodeLayout:
         self._own_positions = own_positions
         self._rows = torch.arange(len(own_positions), device=own_positions.device)
         self.positions = grouping.prompt_lengths + own_positions  # (B,)
+        self._kernel_rows = DecodeRows(grouping.order, grouping.prompt_of_row, grouping.prompt_lengths, own_positions)
         self._biases: dict[int | None, Tensor] = {}  # by window
         self._scores = torch.empty(0)
 
@@ -130,6 +133,30 @@ class DecodeLayout:
         to_prompt, to_own = scores.softmax(dim=-1).to(value.dtype).split(lengths, dim=-1)
         attended = self._grouping.scatter(self._grouping.gather(to_prompt) @ prompt_values) + to_own @ own_values
         return attended.flatten(1, 2)[None]  # (1, B, H, Dv)
+
+    def attend_states(
+        self,
+        layer_index: int,
+        states: Tensor,
+        angles: tuple[Tensor, Tensor],
+        norms: tuple[Tensor, Tensor, float] | None,
+        kernels: Kernels,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Do the same from the heads `(B, H + 2 Hkv, D)` as they come from their product; see `Kernels`."""
+        prompts = self._prompts.whole(layer_index)
+        return kernels.decode_attention(
+            states,
+            angles,
+            norms,
+            prompts,
+            self._completions.open(layer_index, *prompts),
+            self._kernel_rows,
+            scaling=scaling,
+            window=sliding_window,
+        )
 
     def _bias_within(self, window: int | None) -> Tensor:
         """Return `(B, 1, 1, Tp + Tc)`: 0 for the keys that a row sees, -inf for the others."""

@@ -16,7 +16,7 @@ from posttrain.errors import ModelError
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
 
-PROBE = (11, 7, 5)  # ids of the tokens that a changed model is tried on, taken modulo the vocabulary
+PROBE = (11, 7, 5)  # taken modulo the vocabulary
 PACKED_ROWS = 16  # rows that the packed layout is chosen for; it serves any number
 
 
@@ -125,11 +125,16 @@ def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[s
 
 def probe_logits(model: PreTrainedModel) -> Tensor:
     """Return the logits `(3, V)` in float32 of three tokens in a row, by a model whose attention is "posttrain"."""
-    ids = torch.tensor([[token % model.config.get_text_config().vocab_size for token in PROBE]], device=model.device)
+    ids = torch.tensor([probe_ids(model)], device=model.device)
     positions = torch.arange(len(PROBE), device=model.device)[None]
     output = model(input_ids=ids, position_ids=positions, layout=RowsLayout(), use_cache=False)
     logits: Tensor = output.logits[0].float()
     return logits
+
+
+def probe_ids(model: PreTrainedModel) -> list[int]:
+    """Return the ids of the tokens that a changed model is tried on."""
+    return [token % model.config.get_text_config().vocab_size for token in PROBE]
 
 
 def same_logits(logits: Tensor, others: Tensor) -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.kernels.operations import compiled_kernels
 from posttrain.settings import SamplingSettings
 
 BLOCK = 256  # entries summed together in the first level of a draw; about the square root of a vocabulary
+SMALLEST_TEMPERATURE = 1e-6  # whose inverse times a difference of logits is a float32
 SMALLEST_BLOCK = 32  # a vocabulary that blocks of this size divide is not copied to pad it
 
 
@@ -42,6 +44,9 @@ def sample(logits: Tensor, uniform: Tensor, sampling: SamplingSettings) -> Sampl
     Log-probs are over the whole vocabulary, before top-k, top-p and min-p, at the sampling temperature; temperature 0
     takes the likeliest token and reports its log-prob at temperature 1. NaN logits give NaN log-probs.
     """
+    kernels = compiled_kernels(logits.device, logits.dtype)
+    if kernels is not None and sampling.temperature > SMALLEST_TEMPERATURE and not truncates(sampling):
+        return Sampled(*kernels.draw(logits.contiguous(), uniform, sampling.temperature))
     if sampling.temperature in (0.0, 1.0):
         probs = logits.softmax(dim=-1, dtype=torch.float32)
     else:
@@ -57,6 +62,11 @@ def sample(logits: Tensor, uniform: Tensor, sampling: SamplingSettings) -> Sampl
             ids = candidates.gather(-1, ids[:, None]).squeeze(-1)
     # A sampled probability is above 0, and the likeliest is at least 1 / V: the logarithm is finite.
     return Sampled(ids, probs.gather(-1, ids[:, None]).squeeze(-1).log())
+
+
+def truncates(sampling: SamplingSettings) -> bool:
+    """Say whether top-k, top-p or min-p may exclude tokens."""
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
 def truncate(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor | None]:

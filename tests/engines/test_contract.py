@@ -88,7 +88,7 @@ def test_logprobs_are_the_forwards_at_the_temperature(
     policy = make_policy(family)
     sampling = SamplingSettings(temperature=temperature, top_k=30, top_p=0.95, min_p=0.01, max_completion_length=12)
     trees = generate(make_engine(policy, max_sequences=7), prompts, sampling)
-    assert largest_gap(policy.model, prompts, trees, temperature=temperature) < 1e-5
+    assert largest_gap(policy.model, prompts, trees, temperature=temperature) < 2e-5
     assert largest_gap(policy.model, prompts, trees, temperature=temperature + 0.1) > 1e-2
 
 

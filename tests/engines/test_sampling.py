@@ -7,10 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from posttrain.engines import sampling as engine_sampling
 from posttrain.engines.sampling import BLOCK, inverse_cdf, sample, truncate, uniforms
 from posttrain.settings import SamplingSettings
 
+pytestmark = pytest.mark.usefixtures("compiled_or_not")
 LAST_UNIFORM = float(np.nextafter(1.0, 0.0))
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def compiled_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(engine_sampling, "compiled_kernels", lambda *_: None)
 
 
 def random_logits(rows: int, vocab_size: int, *, seed: int = 0, scale: float = 2.0) -> torch.Tensor:

@@ -1,0 +1,436 @@
+// Passes between a model's matrix products, in one sweep over memory each, and the attention of one decoding step.
+//
+// Plain C++17 with the vector types of GCC and Clang: 16 floats at a time, which the compiler maps to what the CPU has.
+// Every array is row-major. Arithmetic is in float whatever the elements are; a result is rounded once, when written.
+// Pointers and sizes are checked by the Python side (operations.py), which also says what each function computes.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kTile = 6;  // queries that share each key and value read: 6 x 4 accumulators fill 32 registers well
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+
+inline Vec load(const float* from) {
+  Vec x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+
+inline Vec load(const BFloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return bit_cast<Vec>(__builtin_convertvector(halves, Bits) << 16);
+}
+
+inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof(x)); }
+
+inline void store(BFloat16* to, Vec x) {
+  const Bits bits = bit_cast<Bits>(x);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Bits nan = bit_cast<Bits>(x != x);                          // all ones where the rounding could overflow
+  const Halves halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
+  std::memcpy(to, &halves, sizeof(halves));
+}
+
+inline Vec filled(float x) { return x - Vec{}; }
+
+inline float sum(Vec x) {
+  float total = 0;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
+  return total;
+}
+
+inline float largest(Vec x) {
+  float most = x[0];
+  for (int lane = 1; lane < kLanes; ++lane) most = std::max(most, float(x[lane]));
+  return most;
+}
+
+// e^x to 2 units in the last place: 2^n times a polynomial on [-ln2 / 2, ln2 / 2] (Cephes); 0 below -87.
+inline Vec exponential(Vec x) {
+  const Vec clamped = x < -87.0f ? filled(-87.0f) : (x > 88.0f ? filled(88.0f) : x);
+  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to a whole number
+  const Vec n = shifted - 12582912.0f;
+  const Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Vec power = bit_cast<Vec>((bit_cast<Bits>(shifted) << 23) + (127u << 23));
+  return x < -87.0f ? filled(0.0f) : p * power;
+}
+
+// 1 / (1 + e^-x).
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Partial sums of two keys side by side, `step` lanes of the one and of the other in turn.
+template <int step>
+inline Vec halves_added(Vec a, Vec b) {
+  typedef int32_t Index __attribute__((vector_size(kLanes * 4)));
+  Index low, high;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int place = lane % (2 * step), base = lane - place;
+    low[lane] = place < step ? base + place : kLanes + base + place - step;
+    high[lane] = low[lane] + step;
+  }
+#if defined(__clang__)
+  Vec lows, highs;
+#pragma unroll
+  for (int lane = 0; lane < kLanes; ++lane) {
+    lows[lane] = low[lane] < kLanes ? a[low[lane]] : b[low[lane] - kLanes];
+    highs[lane] = high[lane] < kLanes ? a[high[lane]] : b[high[lane] - kLanes];
+  }
+  return lows + highs;
+#else
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+#endif
+}
+
+// The sums of 16 vectors, one in each lane.
+inline Vec sums(Vec* x) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) x[i] = halves_added<1>(x[2 * i], x[2 * i + 1]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) x[i] = halves_added<2>(x[2 * i], x[2 * i + 1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) x[i] = halves_added<4>(x[2 * i], x[2 * i + 1]);
+  return halves_added<8>(x[0], x[1]);
+}
+
+// Rows of keys or values, (length, size).
+template <class T>
+struct Rows {
+  const T* at;
+  int64_t length;
+};
+
+// scores[q][t] = queries[q] . keys[t], for queries (num, size) in float; `width` floats lie between two rows of scores.
+template <class T>
+void scores_of(const float* queries, int num, Rows<T> keys, int64_t size, float* scores, int64_t width) {
+  float block[kLanes * 256];
+  for (int64_t first = 0; first < keys.length; first += kLanes) {
+    const int count = int(std::min<int64_t>(kLanes, keys.length - first));
+    const T* key = keys.at + first * size;
+    for (int64_t i = 0; i < count * size; i += kLanes) store(block + i, load(key + i));
+    if (count < kLanes) std::memset(block + count * size, 0, (kLanes - count) * size * sizeof(float));
+    for (int q = 0; q < num; ++q) {
+      const float* query = queries + q * size;
+      Vec partial[kLanes];
+#pragma GCC unroll 16
+      for (int t = 0; t < kLanes; ++t) partial[t] = load(query) * load(block + t * size);
+      for (int64_t d = kLanes; d < size; d += kLanes) {
+        const Vec part = load(query + d);
+#pragma GCC unroll 16
+        for (int t = 0; t < kLanes; ++t) partial[t] += part * load(block + t * size + d);
+      }
+      store(scores + q * width + first, sums(partial));
+    }
+  }
+}
+
+// out[q] += sum over t of weights[q][t] * values[t], for `num` queries and `parts` vectors of each value.
+template <int num, int parts, class T>
+void add_values(const float* weights, int64_t width, Rows<T> values, int64_t size, float* out) {
+  Vec total[num][parts];
+#pragma GCC unroll 6
+  for (int q = 0; q < num; ++q)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) total[q][part] = load(out + q * size + part * kLanes);
+  for (int64_t t = 0; t < values.length; ++t) {
+    Vec value[parts];
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) value[part] = load(values.at + t * size + part * kLanes);
+#pragma GCC unroll 6
+    for (int q = 0; q < num; ++q)
+#pragma GCC unroll 4
+      for (int part = 0; part < parts; ++part) total[q][part] += weights[q * width + t] * value[part];
+  }
+#pragma GCC unroll 6
+  for (int q = 0; q < num; ++q)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) store(out + q * size + part * kLanes, total[q][part]);
+}
+
+template <int num, class T>
+void add_values(const float* weights, int64_t width, Rows<T> values, int64_t size, float* out) {
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= size; d += 4 * kLanes)
+    add_values<num, 4>(weights, width, Rows<T>{values.at + d, values.length}, size, out + d);
+  for (; d < size; d += kLanes)
+    add_values<num, 1>(weights, width, Rows<T>{values.at + d, values.length}, size, out + d);
+}
+
+template <class T>
+void add_values(int num, const float* weights, int64_t width, Rows<T> values, int64_t size, float* out) {
+  switch (num) {
+    case 1: return add_values<1>(weights, width, values, size, out);
+    case 2: return add_values<2>(weights, width, values, size, out);
+    case 3: return add_values<3>(weights, width, values, size, out);
+    case 4: return add_values<4>(weights, width, values, size, out);
+    case 5: return add_values<5>(weights, width, values, size, out);
+    default: return add_values<6>(weights, width, values, size, out);
+  }
+}
+
+// x / sqrt(mean(x^2) + epsilon) * weight; returns 1 / sqrt(...).
+template <class T, class Out>
+float normalize(const T* x, const T* weight, int64_t size, float epsilon, Out* out) {
+  Vec squares{};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) squares += load(x + i) * load(x + i);
+  float total = sum(squares);
+  for (; i < size; ++i) total += to_float(x[i]) * to_float(x[i]);
+  const float scale = 1.0f / std::sqrt(total / float(size) + epsilon);
+  for (i = 0; i + kLanes <= size; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
+  for (; i < size; ++i) {
+    const Vec one = filled(to_float(x[i]) * scale * to_float(weight[i]));
+    Out rounded[kLanes];
+    store(rounded, one);
+    out[i] = rounded[0];
+  }
+  return scale;
+}
+
+// Turn a head by its position's angles: (a, b) to (a cos - b sin, b cos + a sin), a and b its two halves.
+template <class T>
+void rotate(float* head, const T* cos, const T* sin, int64_t size) {
+  const int64_t half = size / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[half + i];
+    head[i] = a * to_float(cos[i]) - b * to_float(sin[i]);
+    head[half + i] = b * to_float(cos[half + i]) + a * to_float(sin[half + i]);
+  }
+}
+
+template <class T>
+struct Heads {
+  const T* norm;  // (size), or null
+  const T* cos;   // (rows, size)
+  const T* sin;
+  float epsilon;
+  int64_t size;
+
+  // Write the head of a row in float, normalised if the model does that, and turned.
+  void prepare(const T* head, int64_t row, const T* norm_weight, float* out) const {
+    if (norm_weight) {
+      normalize(head, norm_weight, size, epsilon, out);
+    } else {
+      for (int64_t i = 0; i < size; i += kLanes) store(out + i, load(head + i));
+    }
+    rotate(out, cos + row * size, sin + row * size, size);
+  }
+};
+
+struct DecodeSizes {
+  int64_t rows, heads, kv_heads, size, prompt_room, own_room, window;  // a window of 0: none
+};
+
+template <class T>
+void decode_attention(const T* states, const T* cos, const T* sin, const T* query_norm, const T* key_norm,
+                      const T* prompt_keys, const T* prompt_values, T* own_keys, T* own_values, const int64_t* order,
+                      const int64_t* slots, const int64_t* prompt_lengths, const int64_t* own_positions, T* out,
+                      DecodeSizes sizes, float scaling, float epsilon) {
+  const auto [rows, heads, kv_heads, size, prompt_room, own_room, window] = sizes;
+  const int64_t group = heads / kv_heads;
+#pragma omp parallel
+  {
+    std::vector<float> queries(group * size), attended(group * size), scores;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < rows * kv_heads; ++task) {
+      const int64_t kv_head = task / rows, row = order[task % rows];
+      const Heads<T> prepared{nullptr, cos, sin, epsilon, size};
+      const T* state = states + row * (heads + 2 * kv_heads) * size;
+      const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
+      const int64_t own_start = (row * kv_heads + kv_head) * own_room;
+      const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
+
+      prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
+      for (int64_t i = 0; i < size; i += kLanes) {
+        store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
+        store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
+      }
+      for (int64_t q = 0; q < group; ++q)
+        prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
+
+      const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
+      const int64_t prompt_first = std::min(first, prompt_lengths[row]);
+      const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
+      const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
+      const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
+      const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
+      scores.resize(group * width);
+      scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
+      scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
+                width);
+
+      for (int64_t q = 0; q < group; ++q) {
+        float* weights = scores.data() + q * width;
+        for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
+        Vec most = filled(-INFINITY), total{};
+        for (int64_t t = 0; t < seen; t += kLanes) {
+          const Vec x = load(weights + t);
+          most = x > most ? x : most;
+        }
+        const float peak = largest(most);
+        for (int64_t t = 0; t < seen; t += kLanes) {
+          const Vec weight = exponential((load(weights + t) - peak) * scaling);
+          store(weights + t, weight);
+          total += weight;
+        }
+        const float inverse = 1.0f / sum(total);
+        for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
+      }
+
+      std::fill(attended.begin(), attended.end(), 0.0f);
+      for (int64_t q = 0; q < group; q += kTile) {
+        const int num = int(std::min<int64_t>(kTile, group - q));
+        const float* weights = scores.data() + q * width;
+        float* to = attended.data() + q * size;
+        add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
+        add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
+      }
+      for (int64_t i = 0; i < group * size; i += kLanes)
+        store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
+    }
+  }
+}
+
+template <class T>
+void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) normalize(x + row * size, weight, size, epsilon, out + row * size);
+}
+
+// gate and up are halves of each row.
+template <class T>
+void swiglu(const T* gate_up, T* out, int64_t rows, int64_t size) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T *gate = gate_up + row * 2 * size, *up = gate + size;
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vec x = load(gate + i);
+      store(out + row * size + i, x * sigmoid(x) * load(up + i));
+    }
+  }
+}
+
+// Draw the id where the running sum of softmax(logits / temperature) passes `uniform`, and return its log-probability.
+// Two levels: sums of blocks, then the tokens of one block; where rounding leaves none, the last one with weight.
+template <class T>
+int64_t draw(const T* logits, int64_t size, float inverse_temperature, double uniform, std::vector<double>& totals,
+             float* logprob) {
+  constexpr int64_t kBlock = 256;
+  const auto at = [&](int64_t i) {  // beyond the end as if impossible
+    if (i + kLanes <= size) return load(logits + i);
+    Vec x = filled(-INFINITY);
+    for (int64_t lane = 0; i + lane < size; ++lane) x[lane] = to_float(logits[i + lane]);
+    return x;
+  };
+  const float peak = [&] {
+    Vec most = filled(-INFINITY);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vec x = at(i);
+      most = x > most ? x : most;
+    }
+    return largest(most);
+  }();
+  const auto weights = [&](int64_t i) { return exponential((at(i) - peak) * inverse_temperature); };
+
+  totals.clear();
+  double total = 0;
+  for (int64_t start = 0; start < size; start += kBlock) {
+    Vec part{};
+    for (int64_t i = start; i < std::min(start + kBlock, size); i += kLanes) part += weights(i);
+    totals.push_back(sum(part));
+    total += totals.back();
+  }
+
+  const double target = uniform * total;
+  double below = 0, passed = 0;
+  int64_t block = -1;
+  for (int64_t i = 0; i < int64_t(totals.size()); ++i) {
+    if (totals[i] > 0) block = i, below = passed;
+    passed += totals[i];
+    if (block == i && passed > target) break;
+  }
+  int64_t id = -1;
+  block = std::max<int64_t>(block, 0);
+  for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, size); i += kLanes) {
+    const Vec weight = weights(i);
+    for (int64_t lane = 0; lane < kLanes && below <= target; ++lane) {
+      if (weight[lane] > 0) id = i + lane;
+      below += weight[lane];
+    }
+  }
+  id = std::max<int64_t>(id, 0);  // of NaN logits
+  *logprob = float(double(to_float(logits[id]) - peak) * inverse_temperature - std::log(total));
+  return id;
+}
+
+template <class T>
+void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows, int64_t size,
+               float inverse_temperature) {
+#pragma omp parallel
+  {
+    std::vector<double> totals;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t row = 0; row < rows; ++row)
+      ids[row] = draw(logits + row * size, size, inverse_temperature, uniforms[row], totals, logprobs + row);
+  }
+}
+
+}  // namespace
+
+#define POSTTRAIN_EXPORT(T, name)                                                                                    \
+  extern "C" void decode_attention_##name(const T* states, const T* cos, const T* sin, const T* query_norm,          \
+                                          const T* key_norm, const T* prompt_keys, const T* prompt_values,           \
+                                          T* own_keys, T* own_values, const int64_t* order, const int64_t* slots,    \
+                                          const int64_t* prompt_lengths, const int64_t* own_positions, T* out,       \
+                                          int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,               \
+                                          int64_t prompt_room, int64_t own_room, int64_t window, float scaling,      \
+                                          float epsilon) {                                                           \
+    decode_attention(states, cos, sin, query_norm, key_norm, prompt_keys, prompt_values, own_keys, own_values, order, \
+                     slots, prompt_lengths, own_positions, out,                                                      \
+                     DecodeSizes{rows, heads, kv_heads, size, prompt_room, own_room, window}, scaling, epsilon);     \
+  }                                                                                                                  \
+  extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {   \
+    rms_norm(x, weight, out, rows, size, epsilon);                                                                   \
+  }                                                                                                                  \
+  extern "C" void swiglu_##name(const T* gate_up, T* out, int64_t rows, int64_t size) {                              \
+    swiglu(gate_up, out, rows, size);                                                                                \
+  }                                                                                                                  \
+  extern "C" void draw_##name(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows,  \
+                              int64_t size, float inverse_temperature) {                                             \
+    draw_rows(logits, uniforms, ids, logprobs, rows, size, inverse_temperature);                                     \
+  }
+
+POSTTRAIN_EXPORT(float, float32)
+POSTTRAIN_EXPORT(BFloat16, bfloat16)

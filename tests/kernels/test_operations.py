@@ -1,0 +1,191 @@
+"""The compiled kernels against plain float64 references, for every dtype and the sizes that take different paths."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain.kernels.operations import DecodeRows, Kernels, compiled_kernels, serves
+
+CPU = torch.device("cpu")
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of bfloat16: half a unit in the last place, twice
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    torch.manual_seed(0)
+    found = compiled_kernels(CPU, request.param)
+    if found is None:
+        pytest.skip("no C++ compiler on this machine")
+    return found
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCES[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 576, 577])
+def test_rms_norm(kernels: Kernels, size: int) -> None:
+    x, weight = torch.randn(5, size).to(kernels.dtype), torch.randn(size).to(kernels.dtype)
+    assert_close(kernels.rms_norm(x, weight, 1e-3), F.rms_norm(x.double(), (size,), weight.double(), 1e-3))
+
+
+def test_swiglu_up_to_extreme_gates(kernels: Kernels) -> None:
+    gate_up = (torch.randn(6, 96) * 4).to(kernels.dtype)
+    gate_up[0, :4] = torch.tensor([1e4, -1e4, 100.0, -100.0])
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    assert_close(kernels.swiglu(gate_up), F.silu(gate) * up)
+
+
+def test_nan_stays_nan(kernels: Kernels) -> None:
+    x = torch.full((1, 32), torch.nan).to(kernels.dtype)
+    assert kernels.swiglu(x).isnan().all()
+    assert kernels.rms_norm(x, torch.ones(32).to(kernels.dtype), 1e-5).isnan().all()
+    _, logprobs = kernels.draw(x, torch.tensor([0.5]), 1.0)
+    assert logprobs.isnan().all()
+
+
+@pytest.mark.parametrize("size", [3, 16, 255, 1000])
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_draw_inverts_the_distribution_function(kernels: Kernels, size: int, temperature: float) -> None:
+    logits = (torch.randn(1, size) * 3).to(kernels.dtype)
+    logits[0, 1] = -torch.inf
+    logprobs = (logits.double() / temperature).log_softmax(dim=-1)[0]
+    ends = logprobs.exp().cumsum(dim=0)
+    uniforms = torch.rand(500, dtype=torch.float64)
+    ids, drawn = kernels.draw(logits.expand(500, -1).contiguous(), uniforms, temperature)
+    expected = torch.searchsorted(ends, uniforms * ends[-1], right=True).clamp(max=size - 1)
+    far = (ends[None] - uniforms[:, None]).abs().amin(dim=1) > 1e-6  # from a boundary, which rounding may move
+    assert far.float().mean() > 0.9
+    assert torch.equal(ids[far], expected[far])
+    torch.testing.assert_close(drawn.double(), logprobs[ids], rtol=1e-5, atol=1e-5)
+
+
+def test_draw_takes_the_ends_and_never_the_impossible(kernels: Kernels) -> None:
+    logits = torch.full((2, 600), -torch.inf).to(kernels.dtype)
+    logits[:, 300], logits[:, 590] = 0.0, 0.0
+    ids, logprobs = kernels.draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0)
+    assert ids.tolist() == [300, 590]
+    torch.testing.assert_close(logprobs, torch.full((2,), 0.5).log())
+
+
+def attention_case(
+    dtype: torch.dtype, *, heads: int, kv_heads: int, size: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor], DecodeRows]:
+    """Return states, angles, prompt and own caches, and rows: five rows on two prompts, in any order."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(dtype)
+
+    angles = torch.rand(5, size) * 6
+    rows = DecodeRows(
+        order=torch.tensor([1, 2, 4, 0, 3]),
+        slots=torch.tensor([1, 0, 0, 1, 0]),
+        prompt_lengths=torch.tensor([7, 37, 37, 7, 37]),
+        own_positions=torch.tensor([0, 20, 3, 16, 15]),
+    )
+    caches = [normal(slots, kv_heads, room, size) for slots, room in ((2, 40), (2, 40), (5, 24), (5, 24))]
+    states = normal(5, heads + 2 * kv_heads, size)
+    return states, (angles.cos().to(dtype), angles.sin().to(dtype)), caches, rows
+
+
+def reference(
+    states: Tensor,
+    angles: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor, float] | None,
+    caches: list[Tensor],
+    rows: DecodeRows,
+    *,
+    heads: int,
+    scaling: float,
+    window: int | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return what each row attends to, `(B, H * D)`, and its new keys and values `(Hkv, D)`, all in float64."""
+    prompt_keys, prompt_values, own_keys, own_values = (cache.double() for cache in caches)
+    kv_heads, attended, new_keys, new_values = prompt_keys.shape[1], [], [], []
+    for row, state in enumerate(states.double()):
+        query, key, value = state.split([heads, kv_heads, kv_heads])
+        if norms is not None:
+            query_norm, key_norm, epsilon = norms
+            query = F.rms_norm(query, query_norm.shape, query_norm.double(), epsilon)
+            key = F.rms_norm(key, key_norm.shape, key_norm.double(), epsilon)
+        cos, sin = (each[row].double() for each in angles)
+
+        def turned(x: Tensor, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+            a, b = x.chunk(2, dim=-1)
+            return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+        query, key = turned(query), turned(key)
+        slot, length, own = int(rows.slots[row]), int(rows.prompt_lengths[row]), int(rows.own_positions[row])
+        keys = torch.cat([prompt_keys[slot, :, :length], own_keys[row, :, :own], key[:, None]], dim=1)
+        values = torch.cat([prompt_values[slot, :, :length], own_values[row, :, :own], value[:, None]], dim=1)
+        if window is not None:
+            keys, values = keys[:, -window:], values[:, -window:]
+        grouped = query.unflatten(0, (kv_heads, -1))  # (Hkv, H / Hkv, D)
+        weights = (scaling * grouped @ keys.mT).softmax(dim=-1)
+        attended.append((weights @ values).flatten())
+        new_keys.append(key)
+        new_values.append(value)
+    return torch.stack(attended), new_keys, new_values
+
+
+SIZES = [(4, 4, 16), (6, 2, 64), (7, 1, 80), (16, 2, 128), (2, 1, 256)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), SIZES)
+@pytest.mark.parametrize(("window", "normed"), itertools.product([None, 5, 20], [False, True]))
+def test_decode_attention(
+    kernels: Kernels, heads: int, kv_heads: int, size: int, window: int | None, normed: bool
+) -> None:
+    states, angles, caches, rows = attention_case(kernels.dtype, heads=heads, kv_heads=kv_heads, size=size)
+    norms = (torch.rand(size).to(kernels.dtype), torch.rand(size).to(kernels.dtype), 1e-5) if normed else None
+    options = {"scaling": 0.5 * size**-0.5, "window": window}
+    expected, new_keys, new_values = reference(states, angles, norms, caches, rows, heads=heads, **options)
+    before = [cache.clone() for cache in caches]
+    actual = kernels.decode_attention(
+        states, angles, norms, (caches[0], caches[1]), (caches[2], caches[3]), rows, **options
+    )
+    assert_close(actual, expected)
+    for cache, new, old in zip(caches[2:], (new_keys, new_values), before[2:], strict=True):
+        for row, position in enumerate(rows.own_positions.tolist()):
+            torch.testing.assert_close(cache[row, :, position].double(), new[row], rtol=2**-7, atol=2**-7)
+            old[row, :, position] = cache[row, :, position]
+        assert torch.equal(cache, old), "only the new keys and values are written"
+    assert all(map(torch.equal, caches[:2], before[:2]))
+
+
+def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
+    states, angles, caches, rows = attention_case(kernels.dtype, heads=6, kv_heads=2, size=64)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            own = (caches[2].clone(), caches[3].clone())
+            results.append(
+                kernels.decode_attention(
+                    states, angles, None, (caches[0], caches[1]), own, rows, scaling=1, window=None
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        kernels.swiglu(torch.ones(1, 32, dtype=torch.float64))
+    with pytest.raises(AssertionError, match="contiguous"):
+        kernels.swiglu(torch.ones(32, 32, dtype=kernels.dtype).T)
+
+
+def test_which_tensors_and_models_are_served() -> None:
+    assert compiled_kernels(CPU, torch.float64) is None
+    assert compiled_kernels(torch.device("meta"), torch.float32) is None
+    assert serves(head_size=64, intermediate_size=1536)
+    assert not serves(head_size=8, intermediate_size=1536)
+    assert not serves(head_size=64, intermediate_size=1537)
+    assert not serves(head_size=512, intermediate_size=1536)
