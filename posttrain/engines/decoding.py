@@ -16,6 +16,7 @@ from posttrain.engines.endings import Endings
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
 from posttrain.engines.rows import Branch, Rows
 from posttrain.engines.sampling import sample
+from posttrain.engines.stack import LayerStack
 from posttrain.models.attention import AttentionLayout
 from posttrain.records import Completion
 from posttrain.settings import SamplingSettings
@@ -38,10 +39,17 @@ class Decoding:
     """A request in progress: `advance` until it is no longer `unfinished`."""
 
     def __init__(
-        self, model: PreTrainedModel, trees: Sequence[Tree], endings: Endings, sampling: SamplingSettings, num_rows: int
+        self,
+        model: PreTrainedModel,
+        stack: LayerStack | None,
+        trees: Sequence[Tree],
+        endings: Endings,
+        sampling: SamplingSettings,
+        num_rows: int,
     ) -> None:
-        """Take the trees to complete, and how many rows to decode side by side."""
-        self._model, self._endings, self._sampling, self._num_rows = model, endings, sampling, num_rows
+        """Take the trees to complete, and how many rows to decode side by side; a stack, where given, decodes."""
+        self._model, self._stack, self._endings, self._sampling = model, stack, endings, sampling
+        self._num_rows = num_rows
         self._waiting = deque(trees)
         self._live: list[Tree] = []  # by slot of the prompt cache
         self._tree_of_prompt = {branch.prompt_index: tree for tree in trees for branch in tree.waiting}
@@ -109,6 +117,8 @@ class Decoding:
         self._completions.reserve(self._num_rows, self._longest)
         own_positions = self._rows.lengths[: len(self._rows)] - 1
         layout = DecodeLayout(self._prompts, self._completions, self._grouping, own_positions)
+        if self._stack is not None:
+            return self._stack.logits(self._rows.latest, layout)
         return self._forward(self._rows.latest, layout.positions, layout, 0)
 
     def _forward(self, ids: Tensor, positions: Tensor, layout: AttentionLayout, kept: Tensor | int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posttrain.engines.cache import KeyValueCache
-from posttrain.kernels.operations import DecodeRows, Kernels
+from posttrain.kernels.operations import DecodeRows
 from posttrain.models.attention import TreeLayout
 
 
@@ -91,11 +91,11 @@ class DecodeLayout:
         self, prompts: KeyValueCache, completions: KeyValueCache, grouping: Grouping, own_positions: Tensor
     ) -> None:
         """Take the position `(B,)` of each row's new token among its own tokens; the caches have room for it."""
-        self._prompts, self._completions, self._grouping = prompts, completions, grouping
+        self.prompts, self.completions, self._grouping = prompts, completions, grouping
         self._own_positions = own_positions
         self._rows = torch.arange(len(own_positions), device=own_positions.device)
         self.positions = grouping.prompt_lengths + own_positions  # (B,)
-        self._kernel_rows = DecodeRows(grouping.order, grouping.prompt_of_row, grouping.prompt_lengths, own_positions)
+        self.rows = DecodeRows(grouping.order, grouping.prompt_of_row, grouping.prompt_lengths, own_positions)
         self._biases: dict[int | None, Tensor] = {}  # by window
         self._scores = torch.empty(0)
 
@@ -112,13 +112,13 @@ class DecodeLayout:
     ) -> Tensor:
         """Attend from each row's token, `(1, H, B, D)`; see `AttentionLayout.attend`."""
         rows, kv_heads = len(self._rows), key.shape[1]
-        self._completions.write(
+        self.completions.write(
             layer_index, self._rows, self._own_positions, key[0].transpose(0, 1), value[0].transpose(0, 1)
         )
-        own_keys, own_values = self._completions.read(layer_index, rows)  # (B, Hkv, Tc, D)
-        prompt_keys, prompt_values = self._prompts.read(layer_index, self._grouping.num_prompts)  # (P, Hkv, Tp, D)
+        own_keys, own_values = self.completions.read(layer_index, rows)  # (B, Hkv, Tc, D)
+        prompt_keys, prompt_values = self.prompts.read(layer_index, self._grouping.num_prompts)  # (P, Hkv, Tp, D)
         queries = query[0].transpose(0, 1).unflatten(1, (kv_heads, -1))  # (B, Hkv, H / Hkv, D)
-        lengths = [self._prompts.length, self._completions.length]
+        lengths = [self.prompts.length, self.completions.length]
         shape = (*queries.shape[:-1], sum(lengths))
         if self._scores.shape != shape:
             self._scores = torch.empty(shape, dtype=torch.float32, device=query.device)
@@ -134,35 +134,11 @@ class DecodeLayout:
         attended = self._grouping.scatter(self._grouping.gather(to_prompt) @ prompt_values) + to_own @ own_values
         return attended.flatten(1, 2)[None]  # (1, B, H, Dv)
 
-    def attend_states(
-        self,
-        layer_index: int,
-        states: Tensor,
-        angles: tuple[Tensor, Tensor],
-        norms: tuple[Tensor, Tensor, float] | None,
-        kernels: Kernels,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        """Do the same from the heads `(B, H + 2 Hkv, D)` as they come from their product; see `Kernels`."""
-        prompts = self._prompts.whole(layer_index)
-        return kernels.decode_attention(
-            states,
-            angles,
-            norms,
-            prompts,
-            self._completions.open(layer_index, *prompts),
-            self._kernel_rows,
-            scaling=scaling,
-            window=sliding_window,
-        )
-
     def _bias_within(self, window: int | None) -> Tensor:
         """Return `(B, 1, 1, Tp + Tc)`: 0 for the keys that a row sees, -inf for the others."""
         if window not in self._biases:
-            in_prompt = torch.arange(self._prompts.length, device=self._rows.device)
-            in_own = torch.arange(self._completions.length, device=self._rows.device)
+            in_prompt = torch.arange(self.prompts.length, device=self._rows.device)
+            in_own = torch.arange(self.completions.length, device=self._rows.device)
             prompt_lengths, own_positions = self._grouping.prompt_lengths[:, None], self._own_positions[:, None]
             hidden = torch.cat([in_prompt >= prompt_lengths, in_own > own_positions], dim=1)  # (B, Tp + Tc)
             if window is not None:

@@ -17,6 +17,7 @@ from posttrain.engines.endings import Endings
 from posttrain.engines.layers import shorten_layers
 from posttrain.engines.products import InferenceWeights
 from posttrain.engines.rows import Branch
+from posttrain.engines.stack import LayerStack, stack_agrees
 from posttrain.errors import DataError, ModelError
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import Model
@@ -49,6 +50,7 @@ class NativeEngine:
             raise ModelError(f"the native engine shares prompts between completions, and {type(model).__name__} cannot")
         self._weights.join()
         shorten_layers(model)
+        self._stacks = stack_agrees(model)
 
     def load_weights(self, model: Model) -> None:
         """Copy the weights of `model` with its adapters folded in; caches live only within one `generate`."""
@@ -75,7 +77,8 @@ class NativeEngine:
             tree.waiting.extend(Branch(prompt_index, index, seed) for index, seed in enumerate(prompt_seeds))
         endings = Endings(self._policy.tokenizer, self._policy.eos_ids, sampling, model.device)
         num_rows = min(self._max_sequences, len(prompts) * num_samples)
-        decoding = Decoding(model, list(trees.values()), endings, sampling, num_rows)
+        stack = LayerStack(model) if self._stacks else None  # made anew: it points to the weights of now
+        decoding = Decoding(model, stack, list(trees.values()), endings, sampling, num_rows)
         completions: dict[tuple[int, int], Completion] = {}
         while decoding.unfinished:
             if self._should_stop():

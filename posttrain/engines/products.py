@@ -2,17 +2,19 @@
 
 Floor 2: knows torch modules, and no architecture by name: which layers share an input is seen in one forward. Decoding
 streams every weight once a step, so fewer and larger products, of weights that already lie as the CPU's kernel wants
-them, are most of its speed (576 -> 3072 in bf16, 16 rows, 2 cores: 153 us packed, 258 us by `F.linear`).
+them, are most of its speed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
+from posttrain.kernels.operations import LANES, Kernels, PackedLinear, compiled_kernels
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
 
@@ -20,42 +22,81 @@ PROBE = (11, 7, 5)  # taken modulo the vocabulary
 PACKED_ROWS = 16  # rows that the packed layout is chosen for; it serves any number
 
 
+class StoredLinear(Protocol):
+    """A linear layer's weight and bias, laid out for the products of an inference copy."""
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return `x @ weight.T + bias + other`, `(..., K)` to `(..., N)`."""
+        ...
+
+
+class PlainLinear(NamedTuple):
+    """As torch has it."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        product = nn.functional.linear(x, self.weight, self.bias)
+        return product if other is None else product.add_(other)
+
+
+class OneDnnLinear(NamedTuple):
+    """As oneDNN's kernels for bfloat16 want it: torch's own compiler uses the same operators."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        if other is None:
+            return cast(Tensor, product(x, self.weight, self.bias, "none", [], ""))
+        return cast(Tensor, product.binary(x, other, self.weight, self.bias, "add"))
+
+
+class CompiledLinear(NamedTuple):
+    """As our own kernels read it."""
+
+    kernels: Kernels
+    packed: PackedLinear
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.kernels.linear(x, self.packed, other)
+
+
+def stored_linear(weight: Tensor, bias: Tensor | None) -> StoredLinear:
+    """Return a copy of a linear layer in the layout that is fastest where it lies."""
+    kernels = compiled_kernels(weight.device, weight.dtype)
+    if kernels is not None and weight.shape[0] % LANES == weight.shape[1] % LANES == 0:
+        return CompiledLinear(kernels, kernels.packed(weight, bias))
+    if _onednn_packs(weight):
+        return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
+    return PlainLinear(weight, bias)
+
+
+def _onednn_packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and multiplies_bfloat16_fast(weight.device)
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
 @dataclass(eq=False)
 class JoinedProduct:
-    """`x @ weight.T + bias` for several linear layers with the same input, and where their outputs wait."""
+    """The product of several linear layers with the same input, and where their outputs wait."""
 
     names: Sequence[str]  # of the layers, in the order in which the model calls them
     sizes: Sequence[int]  # of their outputs
-    packs: bool  # whether the weight is kept in oneDNN's own layout
-    weight: Tensor = field(default_factory=lambda: torch.empty(0))  # (sum of sizes, K) before packing
-    bias: Tensor | None = None
+    whole: StoredLinear  # of all outputs, one after the other
     outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
     input: Tensor | None = None
 
     def set(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """Take copies of the layers' weights and biases, in order."""
-        self.share(torch.cat(list(weights)))
-        if any(bias is not None for bias in biases):
-            pairs = zip(weights, biases, strict=True)
-            self.bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
-
-    def share(self, weight: Tensor) -> None:
-        """Take a weight as it is, such as the embedding's for a tied head; its own memory, where it is not packed."""
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packs else weight
-
-    def whole(self, x: Tensor) -> Tensor:
-        """Return the outputs of all layers, one after the other: `(..., K)` to `(..., sum of sizes)`."""
-        if self.packs:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-            return product
-        return nn.functional.linear(x, self.weight, self.bias)
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """Return `whole(x) + other`, added before the product is rounded where the weight is packed."""
-        if self.packs:
-            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
-            return total
-        return self.whole(x).add_(other)
+        self.whole = _joined(weights, biases)
 
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
@@ -93,12 +134,20 @@ def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[s
             continue
         layers = [model.get_submodule(name) for name in names]
         weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-        product = JoinedProduct(names, [len(weight) for weight in weights], _packs(weights[0]))
-        product.set(weights, [layer.bias for layer in layers if isinstance(layer, nn.Linear)])
+        biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
+        product = JoinedProduct(names, [len(weight) for weight in weights], _joined(weights, biases))
         for place, name in enumerate(names):
             model.set_submodule(name, JoinedLinear(product, place))
         products.append(product)
     return products
+
+
+def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> StoredLinear:
+    if all(bias is None for bias in biases):
+        return stored_linear(torch.cat(list(weights)), None)
+    pairs = zip(weights, biases, strict=True)
+    bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+    return stored_linear(torch.cat(list(weights)), bias)
 
 
 def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:
@@ -142,17 +191,6 @@ def same_logits(logits: Tensor, others: Tensor) -> bool:
     return bool((logits - others).abs().max() <= 0.05 * max(1.0, float(others.abs().max())))
 
 
-def _packs(weight: Tensor) -> bool:
-    """Say whether oneDNN's packed products serve a weight: torch's own compiler uses the same two operators."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and multiplies_bfloat16_fast(weight.device)
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
 class InferenceWeights:
     """The weights of an inference copy, set by the names of the plain model even where they live in joined products."""
 
@@ -174,7 +212,7 @@ class InferenceWeights:
         self._product_of = {layer: product for product in products for layer in product.names}
         self._tied_head = self._product_of.pop(tied[0], None) if tied else None
         if self._tied_head is not None:
-            self._tied_head.share(embedding)
+            self._tied_head.whole = PlainLinear(embedding, None)
         if not same_logits(probe_logits(model), before):
             raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
 
@@ -201,7 +239,7 @@ class InferenceWeights:
         if missing:
             raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
         if self._tied_head is not None:
-            self._tied_head.share(_embedding_weight(self._model))
+            self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
 
     def _parts_of(self, product: JoinedProduct) -> list[str]:
         names = [f"{layer}.{kind}" for layer in product.names for kind in ("weight", "bias")]

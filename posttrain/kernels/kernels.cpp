@@ -10,6 +10,14 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 constexpr int kLanes = 16;
@@ -54,6 +62,12 @@ inline void store(BFloat16* to, Vec x) {
   const Bits nan = bit_cast<Bits>(x != x);                          // all ones where the rounding could overflow
   const Halves halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
   std::memcpy(to, &halves, sizeof(halves));
+}
+
+inline Bits load_bits(const BFloat16* from) {
+  Bits x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
 }
 
 inline Vec filled(float x) { return x - Vec{}; }
@@ -123,6 +137,199 @@ inline Vec sums(Vec* x) {
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) x[i] = halves_added<4>(x[2 * i], x[2 * i + 1]);
   return halves_added<8>(x[0], x[1]);
+}
+
+// A linear layer's weight (out, in), repacked: panels of 16 outputs, within which 16 outputs of one input lie together;
+// of bfloat16, two inputs of each output lie side by side, as the CPU's instructions for pairs want them.
+// Outputs are padded with zeros to a multiple of 32.
+template <class T>
+struct Linear {
+  const T* weight;
+  const T* bias;  // (out), or null
+  int64_t in, out;
+};
+
+constexpr int kColumns = 2 * kLanes;  // of a block of outputs
+constexpr int kChunk = 32;            // rows computed against a block at a time
+#if defined(__AVX512F__)
+constexpr int kMostRows = 8;  // 8 x 2 accumulators
+#else
+constexpr int kMostRows = 2;
+#endif
+
+// block[m][0..31] = x[m] . two panels, for `num` rows of x.
+template <int num>
+void multiply_rows(const float* x, int64_t in, const float* panel, float* block) {
+  const float* next = panel + in * kLanes;
+  Vec a[num] = {}, b[num] = {};
+  for (int64_t k = 0; k < in; ++k) {
+    const Vec first = load(panel + k * kLanes), second = load(next + k * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < num; ++m) {
+      a[m] += x[m * in + k] * first;
+      b[m] += x[m * in + k] * second;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m) {
+    store(block + m * kColumns, a[m]);
+    store(block + m * kColumns + kLanes, b[m]);
+  }
+}
+
+template <int num>
+void multiply_rows(const BFloat16* x, int64_t in, const BFloat16* panel, float* block) {
+  const BFloat16* next = panel + in * kLanes;
+  Vec a[num] = {}, b[num] = {};
+  for (int64_t k = 0; k < in; k += 2) {
+#if defined(__AVX512BF16__)
+    const auto first = bit_cast<__m512bh>(load_bits(panel + k * kLanes));
+    const auto second = bit_cast<__m512bh>(load_bits(next + k * kLanes));
+#pragma GCC unroll 8
+    for (int m = 0; m < num; ++m) {
+      int32_t pair;
+      std::memcpy(&pair, x + m * in + k, sizeof(pair));
+      const auto pairs = (__m512bh)_mm512_set1_epi32(pair);
+      a[m] = (Vec)_mm512_dpbf16_ps((__m512)a[m], first, pairs);
+      b[m] = (Vec)_mm512_dpbf16_ps((__m512)b[m], second, pairs);
+    }
+#else
+    const Bits first = load_bits(panel + k * kLanes), second = load_bits(next + k * kLanes);
+    const Vec evens[2] = {bit_cast<Vec>(first << 16), bit_cast<Vec>(second << 16)};
+    const Vec odds[2] = {bit_cast<Vec>(first & 0xffff0000), bit_cast<Vec>(second & 0xffff0000)};
+#pragma GCC unroll 8
+    for (int m = 0; m < num; ++m) {
+      const float even = to_float(x[m * in + k]), odd = to_float(x[m * in + k + 1]);
+      a[m] += even * evens[0] + odd * odds[0];
+      b[m] += even * evens[1] + odd * odds[1];
+    }
+#endif
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m) {
+    store(block + m * kColumns, a[m]);
+    store(block + m * kColumns + kLanes, b[m]);
+  }
+}
+
+// The same for up to 32 rows.
+template <class T>
+void multiply(const T* x, int rows, int64_t in, const T* panel, float* block) {
+  for (int row = 0; row < rows;) {
+    const T* from = x + row * in;
+    float* to = block + row * kColumns;
+    const int left = rows - row;
+    if (left >= 8 && kMostRows >= 8) {
+      multiply_rows<8>(from, in, panel, to), row += 8;
+    } else if (left >= 4 && kMostRows >= 4) {
+      multiply_rows<4>(from, in, panel, to), row += 4;
+    } else if (left >= 2) {
+      multiply_rows<2>(from, in, panel, to), row += 2;
+    } else {
+      multiply_rows<1>(from, in, panel, to), row += 1;
+    }
+  }
+}
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+// Tile registers of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 inputs, 6 and 7 weights.
+bool tiles_granted() {
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  return granted;
+}
+
+struct Tiles {
+  explicit Tiles(bool used) : used(used) {
+    if (!used) return;
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("" : : "r"(&config) : "memory");  // the intrinsic below names the first bytes only
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() {
+    if (used) _tile_release();
+  }
+  bool used;
+};
+
+void multiply_tiles(const BFloat16* x, int rows, int64_t in, const BFloat16* panel, float* block) {
+  const BFloat16 *next = panel + in * kLanes, *lower = x + 16 * in;
+  asm volatile("" : : : "memory");
+  _tile_zero(0);
+  _tile_zero(1);
+  if (rows <= 16) {
+    for (int64_t k = 0; k < in; k += 32) {
+      _tile_loadd(4, x + k, in * 2);
+      _tile_loadd(6, panel + k * kLanes, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, next + k * kLanes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+  } else {
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < in; k += 32) {
+      _tile_loadd(4, x + k, in * 2);
+      _tile_loadd(6, panel + k * kLanes, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, next + k * kLanes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, lower + k, in * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(2, block + 16 * kColumns, kColumns * 4);
+    _tile_stored(3, block + 16 * kColumns + kLanes, kColumns * 4);
+  }
+  _tile_stored(0, block, kColumns * 4);
+  _tile_stored(1, block + kLanes, kColumns * 4);
+}
+#else
+bool tiles_granted() { return false; }
+
+struct Tiles {
+  explicit Tiles(bool) {}
+};
+
+void multiply_tiles(const BFloat16*, int, int64_t, const BFloat16*, float*) {}
+#endif
+
+inline bool by_tiles(const BFloat16*, int64_t in) { return in % 32 == 0 && tiles_granted(); }
+inline bool by_tiles(const float*, int64_t) { return false; }
+inline void multiply_tiles(const float*, int, int64_t, const float*, float*) {}
+
+// out (rows, out) = x @ weight.T + bias + other, within a parallel region whose threads call it together.
+// x has room for whole chunks of 32 rows, whatever lies there; other, and out, may be one another.
+template <class T>
+void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
+  const bool tiled = by_tiles(x, layer.in);
+  const Tiles tiles(tiled);
+  alignas(64) float block[kChunk * kColumns];
+#pragma omp for schedule(static)
+  for (int64_t column = 0; column < layer.out; column += kColumns) {
+    const T* panel = layer.weight + column * layer.in;
+    const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
+    for (int64_t first = 0; first < rows; first += kChunk) {
+      const int num = int(std::min<int64_t>(kChunk, rows - first));
+      if (tiled) {
+        multiply_tiles(x + first * layer.in, num, layer.in, panel, block);
+      } else {
+        multiply(x + first * layer.in, num, layer.in, panel, block);
+      }
+      for (int m = 0; m < num; ++m) {
+        const int64_t start = (first + m) * layer.out + column;
+        for (int64_t i = 0; i < width; i += kLanes) {
+          Vec sum = load(block + m * kColumns + i);
+          if (layer.bias) sum += load(layer.bias + column + i);
+          if (other) sum += load(other + start + i);
+          store(out + start + i, sum);
+        }
+      }
+    }
+  }
 }
 
 // Rows of keys or values, (length, size).
@@ -219,6 +426,26 @@ float normalize(const T* x, const T* weight, int64_t size, float epsilon, Out* o
   return scale;
 }
 
+// The next two are for the threads of a parallel region together.
+template <class T>
+void norm_rows(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) normalize(x + row * size, weight, size, epsilon, out + row * size);
+}
+
+// silu(gate) * up, the two halves of each row.
+template <class T>
+void activate_rows(const T* gate_up, T* out, int64_t rows, int64_t size) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T *gate = gate_up + row * 2 * size, *up = gate + size;
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vec x = load(gate + i);
+      store(out + row * size + i, x * sigmoid(x) * load(up + i));
+    }
+  }
+}
+
 // Turn a head by its position's angles: (a, b) to (a cos - b sin, b cos + a sin), a and b its two halves.
 template <class T>
 void rotate(float* head, const T* cos, const T* sin, int64_t size) {
@@ -249,96 +476,128 @@ struct Heads {
   }
 };
 
-struct DecodeSizes {
-  int64_t rows, heads, kv_heads, size, prompt_room, own_room, window;  // a window of 0: none
+// The layouts below are those of the structures of the same names in operations.py.
+
+// One new token of each sequence that is being decoded, and where the keys and values that it sees lie.
+template <class T>
+struct Step {
+  int64_t rows;
+  const int64_t* order;  // rows of one prompt together
+  const int64_t* slots;  // of each row's prompt
+  const int64_t* prompt_lengths;
+  const int64_t* own_positions;
+  const T* cos;  // (rows, size)
+  const T* sin;
+  int64_t prompt_room, own_room;  // tokens of a slot
 };
 
 template <class T>
-void decode_attention(const T* states, const T* cos, const T* sin, const T* query_norm, const T* key_norm,
-                      const T* prompt_keys, const T* prompt_values, T* own_keys, T* own_values, const int64_t* order,
-                      const int64_t* slots, const int64_t* prompt_lengths, const int64_t* own_positions, T* out,
-                      DecodeSizes sizes, float scaling, float epsilon) {
-  const auto [rows, heads, kv_heads, size, prompt_room, own_room, window] = sizes;
+struct Attention {
+  int64_t index;  // of the layer
+  int64_t heads, kv_heads, size;
+  float scaling, epsilon;  // of the norms
+  const T* query_norm;     // (size), or null
+  const T* key_norm;
+  int64_t window;  // 0: none
+  const T* prompt_keys;
+  const T* prompt_values;
+  T* own_keys;
+  T* own_values;
+};
+
+// states (rows, heads + 2 kv_heads, size) to out (rows, heads * size), by the threads of a parallel region together.
+template <class T>
+void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out) {
+  const auto& [rows, order, slots, prompt_lengths, own_positions, cos, sin, prompt_room, own_room] = step;
+  const auto& [index, heads, kv_heads, size, scaling, epsilon, query_norm, key_norm, window, prompt_keys, prompt_values,
+               own_keys, own_values] = layer;
   const int64_t group = heads / kv_heads;
-#pragma omp parallel
-  {
-    std::vector<float> queries(group * size), attended(group * size), scores;
+  std::vector<float> queries(group * size), attended(group * size), scores;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < rows * kv_heads; ++task) {
-      const int64_t kv_head = task / rows, row = order[task % rows];
-      const Heads<T> prepared{nullptr, cos, sin, epsilon, size};
-      const T* state = states + row * (heads + 2 * kv_heads) * size;
-      const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
-      const int64_t own_start = (row * kv_heads + kv_head) * own_room;
-      const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
+  for (int64_t task = 0; task < rows * kv_heads; ++task) {
+    const int64_t kv_head = task / rows, row = order[task % rows];
+    const Heads<T> prepared{nullptr, cos, sin, epsilon, size};
+    const T* state = states + row * (heads + 2 * kv_heads) * size;
+    const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
+    const int64_t own_start = (row * kv_heads + kv_head) * own_room;
+    const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
 
-      prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
-      for (int64_t i = 0; i < size; i += kLanes) {
-        store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
-        store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
-      }
-      for (int64_t q = 0; q < group; ++q)
-        prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
-
-      const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
-      const int64_t prompt_first = std::min(first, prompt_lengths[row]);
-      const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
-      const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
-      const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
-      const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
-      scores.resize(group * width);
-      scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
-      scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
-                width);
-
-      for (int64_t q = 0; q < group; ++q) {
-        float* weights = scores.data() + q * width;
-        for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
-        Vec most = filled(-INFINITY), total{};
-        for (int64_t t = 0; t < seen; t += kLanes) {
-          const Vec x = load(weights + t);
-          most = x > most ? x : most;
-        }
-        const float peak = largest(most);
-        for (int64_t t = 0; t < seen; t += kLanes) {
-          const Vec weight = exponential((load(weights + t) - peak) * scaling);
-          store(weights + t, weight);
-          total += weight;
-        }
-        const float inverse = 1.0f / sum(total);
-        for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
-      }
-
-      std::fill(attended.begin(), attended.end(), 0.0f);
-      for (int64_t q = 0; q < group; q += kTile) {
-        const int num = int(std::min<int64_t>(kTile, group - q));
-        const float* weights = scores.data() + q * width;
-        float* to = attended.data() + q * size;
-        add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
-        add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
-      }
-      for (int64_t i = 0; i < group * size; i += kLanes)
-        store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
+    prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
+    for (int64_t i = 0; i < size; i += kLanes) {
+      store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
+      store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
     }
+    for (int64_t q = 0; q < group; ++q)
+      prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
+
+    const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
+    const int64_t prompt_first = std::min(first, prompt_lengths[row]);
+    const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
+    const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
+    const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
+    const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
+    scores.resize(group * width);
+    scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
+    scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
+              width);
+
+    for (int64_t q = 0; q < group; ++q) {
+      float* weights = scores.data() + q * width;
+      for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
+      Vec most = filled(-INFINITY), total{};
+      for (int64_t t = 0; t < seen; t += kLanes) {
+        const Vec x = load(weights + t);
+        most = x > most ? x : most;
+      }
+      const float peak = largest(most);
+      for (int64_t t = 0; t < seen; t += kLanes) {
+        const Vec weight = exponential((load(weights + t) - peak) * scaling);
+        store(weights + t, weight);
+        total += weight;
+      }
+      const float inverse = 1.0f / sum(total);
+      for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
+    }
+
+    std::fill(attended.begin(), attended.end(), 0.0f);
+    for (int64_t q = 0; q < group; q += kTile) {
+      const int num = int(std::min<int64_t>(kTile, group - q));
+      const float* weights = scores.data() + q * width;
+      float* to = attended.data() + q * size;
+      add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
+      add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
+    }
+    for (int64_t i = 0; i < group * size; i += kLanes)
+      store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
   }
 }
 
+// A decoder layer of Llama's form.
 template <class T>
-void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) normalize(x + row * size, weight, size, epsilon, out + row * size);
-}
+struct Layer {
+  const T* attention_norm;  // (in)
+  const T* mlp_norm;
+  float epsilon;
+  Linear<T> states, output, gate_up, down;
+  Attention<T> attention;
+};
 
-// gate and up are halves of each row.
+// hidden (rows, in) through all layers, in place.
 template <class T>
-void swiglu(const T* gate_up, T* out, int64_t rows, int64_t size) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T *gate = gate_up + row * 2 * size, *up = gate + size;
-    for (int64_t i = 0; i < size; i += kLanes) {
-      const Vec x = load(gate + i);
-      store(out + row * size + i, x * sigmoid(x) * load(up + i));
-    }
+void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_layers, T* hidden) {
+  const int64_t rows = step.rows, room = (rows + kChunk - 1) / kChunk * kChunk, size = layers[0].states.in;
+  std::vector<T> normed(room * size), states(room * layers[0].states.out), attended(room * layers[0].output.in),
+      gate_up(room * layers[0].gate_up.out), activated(room * layers[0].down.in);
+#pragma omp parallel
+  for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
+    norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
+    linear<T>(normed.data(), rows, layer->states, nullptr, states.data());
+    attend(step, layer->attention, states.data(), attended.data());
+    linear<T>(attended.data(), rows, layer->output, hidden, hidden);
+    norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
+    linear<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data());
+    activate_rows(gate_up.data(), activated.data(), rows, layer->down.in);
+    linear<T>(activated.data(), rows, layer->down, hidden, hidden);
   }
 }
 
@@ -409,27 +668,33 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
 
 }  // namespace
 
-#define POSTTRAIN_EXPORT(T, name)                                                                                    \
-  extern "C" void decode_attention_##name(const T* states, const T* cos, const T* sin, const T* query_norm,          \
-                                          const T* key_norm, const T* prompt_keys, const T* prompt_values,           \
-                                          T* own_keys, T* own_values, const int64_t* order, const int64_t* slots,    \
-                                          const int64_t* prompt_lengths, const int64_t* own_positions, T* out,       \
-                                          int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,               \
-                                          int64_t prompt_room, int64_t own_room, int64_t window, float scaling,      \
-                                          float epsilon) {                                                           \
-    decode_attention(states, cos, sin, query_norm, key_norm, prompt_keys, prompt_values, own_keys, own_values, order, \
-                     slots, prompt_lengths, own_positions, out,                                                      \
-                     DecodeSizes{rows, heads, kv_heads, size, prompt_room, own_room, window}, scaling, epsilon);     \
-  }                                                                                                                  \
-  extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {   \
-    rms_norm(x, weight, out, rows, size, epsilon);                                                                   \
-  }                                                                                                                  \
-  extern "C" void swiglu_##name(const T* gate_up, T* out, int64_t rows, int64_t size) {                              \
-    swiglu(gate_up, out, rows, size);                                                                                \
-  }                                                                                                                  \
-  extern "C" void draw_##name(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows,  \
-                              int64_t size, float inverse_temperature) {                                             \
-    draw_rows(logits, uniforms, ids, logprobs, rows, size, inverse_temperature);                                     \
+#define POSTTRAIN_EXPORT(T, name)                                                                                      \
+  extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {             \
+    const int64_t whole = rows / kChunk * kChunk;                                                                      \
+    std::vector<T> rest(kChunk * layer->in);                                                                           \
+    std::memcpy(rest.data(), x + whole * layer->in, (rows - whole) * layer->in * sizeof(T));                           \
+    _Pragma("omp parallel") {                                                                                          \
+      linear(x, whole, *layer, other, out);                                                                            \
+      if (rows > whole)                                                                                                \
+        linear<T>(rest.data(), rows - whole, *layer, other ? other + whole * layer->out : nullptr,                     \
+                  out + whole * layer->out);                                                                           \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  extern "C" void decode_layers_##name(const Step<T>* step, const Layer<T>* layers, int64_t num_layers, T* hidden) {   \
+    decode_layers(*step, layers, num_layers, hidden);                                                                  \
+  }                                                                                                                    \
+  extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
+    _Pragma("omp parallel") attend(*step, *layer, states, out);                                                        \
+  }                                                                                                                    \
+  extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {     \
+    _Pragma("omp parallel") norm_rows(x, weight, out, rows, size, epsilon);                                            \
+  }                                                                                                                    \
+  extern "C" void swiglu_##name(const T* gate_up, T* out, int64_t rows, int64_t size) {                                \
+    _Pragma("omp parallel") activate_rows(gate_up, out, rows, size);                                                   \
+  }                                                                                                                    \
+  extern "C" void draw_##name(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows,    \
+                              int64_t size, float inverse_temperature) {                                               \
+    draw_rows(logits, uniforms, ids, logprobs, rows, size, inverse_temperature);                                       \
   }
 
 POSTTRAIN_EXPORT(float, float32)

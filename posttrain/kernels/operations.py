@@ -5,8 +5,8 @@ Floor 1: CPU tensors of float32 or bfloat16. Sums are in float32, and a result i
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,58 @@ from torch import Tensor
 
 from posttrain.kernels.library import load_library
 
-logger = logging.getLogger(__name__)
-
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-LANES = 16  # sizes of heads and of SwiGLU must be multiples
+LANES = 16  # sizes of heads, of SwiGLU and of linear layers must be multiples
 MAX_HEAD_SIZE = 256
+COLUMNS = 2 * LANES  # of packed weights, to which their outputs are padded
+
+
+class PackedLinear(Structure):
+    """A linear layer as kernels read it; the tensors that it points to are kept alive beside it."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("inputs", c_int64), ("outputs", c_int64)]
+    tensors: tuple[Tensor | None, ...] = ()
+
+
+class Step(Structure):
+    """One new token of each of B sequences; see `decode_step`."""
+
+    _fields_ = [
+        ("rows", c_int64),
+        *((name, c_void_p) for name in ("order", "slots", "prompt_lengths", "own_positions", "cos", "sin")),
+        ("prompt_room", c_int64),
+        ("own_room", c_int64),
+    ]
+    tensors: tuple[Tensor, ...] = ()
+
+
+class Attention(Structure):
+    """The attention of a decoder layer, and its caches: keys and values `(slots, Hkv, room, D)`."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("index", "heads", "kv_heads", "size")),
+        *((name, c_float) for name in ("scaling", "epsilon")),
+        *((name, c_void_p) for name in ("query_norm", "key_norm")),
+        ("window", c_int64),
+        *((name, c_void_p) for name in ("prompt_keys", "prompt_values", "own_keys", "own_values")),
+    ]
+
+    def use(self, prompts: tuple[Tensor, Tensor], completions: tuple[Tensor, Tensor]) -> None:
+        """Point to the caches of prompts and of completions."""
+        self.prompt_keys, self.prompt_values = (tensor.data_ptr() for tensor in prompts)
+        self.own_keys, self.own_values = (tensor.data_ptr() for tensor in completions)
+
+
+class Layer(Structure):
+    """A decoder layer of Llama's form."""
+
+    _fields_ = [
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("epsilon", c_float),
+        *((name, PackedLinear) for name in ("states", "output", "gate_up", "down")),
+        ("attention", Attention),
+    ]
 
 
 class DecodeRows(NamedTuple):
@@ -30,6 +77,18 @@ class DecodeRows(NamedTuple):
     own_positions: Tensor  # of their new tokens in their own caches
 
 
+def decode_step(rows: DecodeRows, angles: tuple[Tensor, Tensor], prompt_room: int, own_room: int) -> Step:
+    """Return a step of B rows; `angles` are the cosines and sines `(B, D)` of their positions, in the kernels' dtype.
+
+    A prompt's slot has room for `prompt_room` tokens, and a row's own for `own_room`.
+    """
+    tensors = (*rows, *angles)
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    step = Step(len(rows.order), *(tensor.data_ptr() for tensor in tensors), prompt_room, own_room)
+    step.tensors = tensors
+    return step
+
+
 @functools.cache
 def compiled_kernels(device: torch.device, dtype: torch.dtype) -> "Kernels | None":
     """Return the kernels for tensors of this kind; None where there are none, or no compiler."""
@@ -39,32 +98,31 @@ def compiled_kernels(device: torch.device, dtype: torch.dtype) -> "Kernels | Non
     return None if library is None else Kernels(library, dtype)
 
 
-def serves(*, head_size: int, intermediate_size: int) -> bool:
-    """Say whether the kernels can compute a model with these sizes."""
-    return head_size % LANES == intermediate_size % LANES == 0 and head_size <= MAX_HEAD_SIZE
-
-
 class Kernels:
     """The functions of the library for one dtype."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        suffix = SUFFIXES[dtype]
-        self._rms_norm = _function(library, f"rms_norm_{suffix}", "pppnnf")
-        self._swiglu = _function(library, f"swiglu_{suffix}", "ppnn")
-        self._draw = _function(library, f"draw_{suffix}", "ppppnnf")
-        self._decode_attention = _function(library, f"decode_attention_{suffix}", "p" * 14 + "n" * 7 + "ff")
+        functions: dict[str, list[Any]] = {
+            "linear": [c_void_p, c_int64, POINTER(PackedLinear), c_void_p, c_void_p],
+            "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p],
+            "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
+            "rms_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float],
+            "swiglu": [c_void_p, c_void_p, c_int64, c_int64],
+            "draw": [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float],
+        }
+        self._call = {name: _function(library, f"{name}_{SUFFIXES[dtype]}", kinds) for name, kinds in functions.items()}
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Return `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension of `(T, E)`."""
         out = torch.empty_like(x)
-        self._rms_norm(self._at(x), self._at(weight), self._at(out), x.shape[0], x.shape[1], epsilon)
+        self._call["rms_norm"](self.at(x), self.at(weight), self.at(out), x.shape[0], x.shape[1], epsilon)
         return out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Return `silu(gate) * up`, `(T, I)`, of gate and up side by side, `(T, 2 I)`."""
         out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        self._swiglu(self._at(gate_up), self._at(out), *out.shape)
+        self._call["swiglu"](self.at(gate_up), self.at(out), *out.shape)
         return out
 
     def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -76,54 +134,55 @@ class Kernels:
         uniforms = uniforms.to(torch.float64).contiguous()
         ids = torch.empty(len(logits), dtype=torch.long)
         logprobs = torch.empty(len(logits), dtype=torch.float32)
-        addresses = (self._at(logits), uniforms.data_ptr(), ids.data_ptr(), logprobs.data_ptr())
-        self._draw(*addresses, *logits.shape, 1.0 / temperature)
+        addresses = (self.at(logits), uniforms.data_ptr(), ids.data_ptr(), logprobs.data_ptr())
+        self._call["draw"](*addresses, *logits.shape, 1.0 / temperature)
         return ids, logprobs
 
-    def decode_attention(
-        self,
-        states: Tensor,
-        angles: tuple[Tensor, Tensor],
-        norms: tuple[Tensor, Tensor, float] | None,
-        prompts: tuple[Tensor, Tensor],
-        completions: tuple[Tensor, Tensor],
-        rows: DecodeRows,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> Tensor:
-        """Attend from one new token of each of B rows to its prompt and its own past; return `(B, H * D)`.
+    def packed(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """Return a copy of a linear layer's weight `(N, K)` in the order in which `linear` reads it, and its bias.
 
-        `states` `(B, H + 2 Hkv, D)` are the heads of query, key and value; query and key are normalised by `norms`, if
-        given (weights `(D,)` and epsilon), and turned by `angles`, cosines and sines `(B, D)`. The new key and value
-        are written to `completions`. Both caches are keys and values, `(slots, Hkv, room, D)`.
+        Both sizes must be multiples of LANES. Panels of 16 outputs: `(N / 16, K, 16)` in float32, and
+        `(N / 16, K / 2, 16, 2)` in bfloat16; zeros fill the last outputs up to a multiple of COLUMNS.
         """
-        batch, all_heads, size = states.shape
-        kv_heads, prompt_room = prompts[0].shape[1:3]
-        own_room = completions[0].shape[2]
-        heads = all_heads - 2 * kv_heads
-        query_norm, key_norm, epsilon = norms or (None, None, 0.0)
-        out = states.new_empty(batch, heads * size)
-        self._decode_attention(
-            *map(self._at, (states, *angles)),
-            query_norm if query_norm is None else self._at(query_norm),
-            key_norm if key_norm is None else self._at(key_norm),
-            *map(self._at, (*prompts, *completions)),
-            *(indices.data_ptr() for indices in rows),
-            self._at(out),
-            *(batch, heads, kv_heads, size, prompt_room, own_room, window or 0),
-            *(scaling, epsilon),
-        )
+        outputs, inputs = weight.shape
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % COLUMNS))
+        pair = 2 if self.dtype == torch.bfloat16 else 1
+        panels = padded.view(-1, LANES, inputs // pair, pair).transpose(1, 2).contiguous()
+        packed = PackedLinear(self.at(panels), None if bias is None else self.at(bias), inputs, outputs)
+        packed.tensors = (panels, bias)
+        return packed
+
+    def linear(self, x: Tensor, layer: PackedLinear, other: Tensor | None = None) -> Tensor:
+        """Return `x @ weight.T + bias + other`: `(..., K)` to `(..., N)`, and `other` has the result's shape."""
+        assert x.shape[-1] == layer.inputs, f"expected {layer.inputs} inputs, and got {x.shape[-1]}"
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], layer.outputs)
+        address = None if other is None else self.at(other)
+        self._call["linear"](self.at(x), x.numel() // layer.inputs, byref(layer), address, self.at(out))
         return out
 
-    def _at(self, tensor: Tensor) -> int:
+    def attend(self, step: Step, layer: Attention, states: Tensor) -> Tensor:
+        """Attend from one new token of each row to its prompt and its own past; return `(B, H * D)`.
+
+        `states` `(B, H + 2 Hkv, D)` are the heads of query, key and value; query and key are normalised, if the layer
+        does that, and turned by the step's angles. The new key and value are written to the row's own cache.
+        """
+        out = states.new_empty(len(states), layer.heads * layer.size)
+        self._call["attend"](byref(step), byref(layer), self.at(states), self.at(out))
+        return out
+
+    def decode_layers(self, step: Step, layers: "ctypes.Array[Layer]", hidden: Tensor) -> None:
+        """Compute the hidden states `(B, E)` after all layers, in place."""
+        self._call["decode_layers"](byref(step), layers, len(layers), self.at(hidden))
+
+    def at(self, tensor: Tensor) -> int:
+        """Return the address of a contiguous tensor of the kernels' dtype."""
         assert tensor.dtype == self.dtype, f"expected {self.dtype}, and got {tensor.dtype}"
         assert tensor.is_contiguous(), f"expected a contiguous tensor, and got strides {tensor.stride()}"
         return tensor.data_ptr()
 
 
-def _function(library: ctypes.CDLL, name: str, arguments: str) -> Callable[..., Any]:
-    kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+def _function(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Callable[..., Any]:
     function = library[name]
-    function.argtypes, function.restype = [kinds[kind] for kind in arguments], None
+    function.argtypes, function.restype = arguments, None
     return function

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from posttrain.engines import layers
 from posttrain.engines.layers import ShortDecoderLayer, shorten_layers
-from posttrain.engines.products import InferenceWeights, probe_logits
-from posttrain.kernels.operations import compiled_kernels
+from posttrain.engines.products import InferenceWeights
 from posttrain.models.attention import ATTENTION_NAME, TreeLayout
 from tests.engines.conftest import FAMILIES
 
@@ -56,8 +55,6 @@ def test_short_layers_compute_what_transformers_layers_do(
     shorten_layers(model)
     assert num_short(model) == 2
     torch.testing.assert_close(tree_logits(model), expected, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(layers._decoded_logits(model), probe_logits(model)[-1], rtol=1e-5, atol=1e-5)
     assert [name for name, _ in model.named_parameters()] == names
 
 
@@ -104,21 +101,3 @@ def test_layers_that_compute_something_else_are_not_taken(
     assert num_short(model) == 0
     assert "keeps its own" in caplog.text
     assert torch.equal(tree_logits(model), expected)
-
-
-def test_kernels_that_decode_to_something_else_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    kernels = compiled_kernels(torch.device("cpu"), torch.float32)
-    if kernels is None:
-        pytest.skip("no C++ compiler on this machine")
-    attention = kernels.decode_attention
-    monkeypatch.setattr(kernels, "decode_attention", lambda *args, **options: attention(*args, **options).flip(1))
-    model = joined_model("llama")
-    expected = probe_logits(model)[-1]
-    with caplog.at_level(logging.WARNING):
-        shorten_layers(model)
-    assert num_short(model) == 2
-    assert "torch's operations serve" in caplog.text
-    with torch.no_grad():
-        torch.testing.assert_close(layers._decoded_logits(model), expected, rtol=1e-5, atol=1e-5)

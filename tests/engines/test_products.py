@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posttrain.engines.products import JoinedLinear, join_linears
+from posttrain.engines import products
+from posttrain.engines.products import (
+    CompiledLinear,
+    JoinedLinear,
+    OneDnnLinear,
+    PlainLinear,
+    join_linears,
+    stored_linear,
+)
+from posttrain.kernels.operations import compiled_kernels
 from posttrain.models.devices import multiplies_bfloat16_fast
 
 
@@ -42,13 +51,35 @@ def test_joined_layers_compute_the_same(dtype: torch.dtype, rows: int) -> None:
     torch.testing.assert_close(copied(x), block(x), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16_fast(torch.device("cpu")), reason="no bfloat16 instructions")
-def test_bfloat16_weights_are_packed_where_the_cpu_multiplies_them() -> None:
-    _, copied = joined(torch.bfloat16)
-    assert isinstance(copied.first, JoinedLinear)
-    assert copied.first.product.packs
-    _, copied = joined(torch.float32)
-    assert not copied.first.product.packs
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_lie_as_the_fastest_product_wants_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def layout() -> type:
+        _, copied = joined(dtype)
+        assert isinstance(copied.first, JoinedLinear)
+        return type(copied.first.product.whole)
+
+    if compiled_kernels(CPU, dtype) is not None:
+        assert layout() is CompiledLinear
+    monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    packs = dtype == torch.bfloat16 and multiplies_bfloat16_fast(CPU)
+    assert layout() is (OneDnnLinear if packs else PlainLinear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_layout_computes_the_product(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    torch.manual_seed(0)
+    x, weight, bias, other = (torch.randn(*shape).to(dtype) for shape in ((2, 5, 64), (48, 64), (48,), (2, 5, 48)))
+    exact = nn.functional.linear(x.double(), weight.double(), bias.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    layer = stored_linear(weight, bias)
+    torch.testing.assert_close(layer(x).double(), exact, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer(x, other.clone()).double(), exact + other, rtol=tolerance, atol=2 * tolerance)
 
 
 def test_different_inputs_are_noticed() -> None:

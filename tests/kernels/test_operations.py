@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.kernels.operations import DecodeRows, Kernels, compiled_kernels, serves
+from posttrain.kernels.operations import Attention, DecodeRows, Kernels, compiled_kernels, decode_step
 
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of bfloat16: half a unit in the last place, twice
@@ -132,6 +132,31 @@ def reference(
     return torch.stack(attended), new_keys, new_values
 
 
+def attended(
+    kernels: Kernels,
+    states: Tensor,
+    angles: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor, float] | None,
+    caches: list[Tensor],
+    rows: DecodeRows,
+    *,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    kv_heads = caches[0].shape[1]
+    layer = Attention(
+        heads=states.shape[1] - 2 * kv_heads,
+        kv_heads=kv_heads,
+        size=states.shape[2],
+        scaling=scaling,
+        window=window or 0,
+    )
+    if norms is not None:
+        layer.query_norm, layer.key_norm, layer.epsilon = norms[0].data_ptr(), norms[1].data_ptr(), norms[2]
+    layer.use((caches[0], caches[1]), (caches[2], caches[3]))
+    return kernels.attend(decode_step(rows, angles, caches[0].shape[2], caches[2].shape[2]), layer, states)
+
+
 SIZES = [(4, 4, 16), (6, 2, 64), (7, 1, 80), (16, 2, 128), (2, 1, 256)]
 
 
@@ -145,9 +170,7 @@ def test_decode_attention(
     options = {"scaling": 0.5 * size**-0.5, "window": window}
     expected, new_keys, new_values = reference(states, angles, norms, caches, rows, heads=heads, **options)
     before = [cache.clone() for cache in caches]
-    actual = kernels.decode_attention(
-        states, angles, norms, (caches[0], caches[1]), (caches[2], caches[3]), rows, **options
-    )
+    actual = attended(kernels, states, angles, norms, caches, rows, **options)
     assert_close(actual, expected)
     for cache, new, old in zip(caches[2:], (new_keys, new_values), before[2:], strict=True):
         for row, position in enumerate(rows.own_positions.tolist()):
@@ -163,12 +186,8 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> Non
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            own = (caches[2].clone(), caches[3].clone())
-            results.append(
-                kernels.decode_attention(
-                    states, angles, None, (caches[0], caches[1]), own, rows, scaling=1, window=None
-                )
-            )
+            of_run = [*caches[:2], caches[2].clone(), caches[3].clone()]
+            results.append(attended(kernels, states, angles, None, of_run, rows, scaling=1.0, window=None))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
@@ -182,10 +201,25 @@ def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
         kernels.swiglu(torch.ones(32, 32, dtype=kernels.dtype).T)
 
 
-def test_which_tensors_and_models_are_served() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 70])
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 16), (16, 48), (96, 64)])
+def test_linear(kernels: Kernels, rows: int, outputs: int, inputs: int) -> None:
+    x, weight, bias, other = (
+        torch.randn(*shape).to(kernels.dtype)
+        for shape in ((2, rows, inputs), (outputs, inputs), (outputs,), (2, rows, outputs))
+    )
+    plain = F.linear(x.double(), weight.double())
+    assert_close(kernels.linear(x, kernels.packed(weight, None)), plain)
+    assert_close(kernels.linear(x, kernels.packed(weight, bias), other), plain + bias.double() + other.double())
+
+
+def test_linear_does_not_read_beyond_its_rows(kernels: Kernels) -> None:
+    storage = torch.full((40, 64), torch.nan).to(kernels.dtype)
+    storage[:3] = 1.0
+    weight = torch.ones(32, 64).to(kernels.dtype)
+    assert torch.equal(kernels.linear(storage[:3], kernels.packed(weight, None)).float(), torch.full((3, 32), 64.0))
+
+
+def test_which_tensors_are_served() -> None:
     assert compiled_kernels(CPU, torch.float64) is None
     assert compiled_kernels(torch.device("meta"), torch.float32) is None
-    assert serves(head_size=64, intermediate_size=1536)
-    assert not serves(head_size=8, intermediate_size=1536)
-    assert not serves(head_size=64, intermediate_size=1537)
-    assert not serves(head_size=512, intermediate_size=1536)

@@ -1,0 +1,116 @@
+"""All decoder layers of a model in one call of the compiled kernels: a decoding step without Python between its parts.
+
+Floor 2: for models whose layers are all short ones (see `layers.py`), on a CPU with a compiler; what their arithmetic
+is, `tests/engines/test_stack.py` checks against transformers' layers. Decoding on SmolLM2-135M's shape in bf16, 2
+cores with AMX, in turn: a step of 16 sequences takes 59 ms by torch's operations, 43 ms with compiled ones layer by
+layer, 23 ms so; of 64 sequences 90, 73 and 44 ms.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain.engines.cache import KeyValueCache
+from posttrain.engines.layers import ShortDecoderLayer, head_norms, sliding_window
+from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
+from posttrain.engines.products import CompiledLinear, probe_ids, probe_logits, same_logits
+from posttrain.kernels.operations import LANES, MAX_HEAD_SIZE, Attention, Kernels, Layer, compiled_kernels, decode_step
+
+logger = logging.getLogger(__name__)
+
+
+class LayerStack:
+    """Computes decoding steps of a model with its weights of now; `stack_agrees` says whether it may."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        kernels = compiled_kernels(model.device, model.dtype)
+        assert kernels is not None
+        body: Any = model.base_model
+        self._kernels, self._model, self._body = kernels, model, body
+        layers = [_layer(layer, kernels) for layer in body.layers]
+        self._layers = (Layer * len(layers))(*layers)
+
+    def logits(self, ids: Tensor, layout: DecodeLayout) -> Tensor:
+        """Return the logits `(B, V)` after one more token `(B,)` of each row, and write its keys and values."""
+        hidden = self._body.embed_tokens(ids)  # (B, E)
+        cos, sin = self._body.rotary_emb(hidden, layout.positions[None])
+        for layer in self._layers:
+            prompts = layout.prompts.whole(layer.attention.index)
+            layer.attention.use(prompts, layout.completions.open(layer.attention.index, *prompts))
+        step = decode_step(layout.rows, (cos[0], sin[0]), layout.prompts.length, layout.completions.length)
+        self._kernels.decode_layers(step, self._layers, hidden)
+        head: Any = self._model.get_output_embeddings()
+        norm = self._body.norm
+        logits: Tensor = head(self._kernels.rms_norm(hidden, norm.weight, norm.variance_epsilon))
+        return logits
+
+
+def stack_agrees(model: PreTrainedModel) -> bool:
+    """Say whether a stack can decode for the model; tries it on a token, and warns where the logits are others."""
+    layers = getattr(model.base_model, "layers", [])
+    if not layers or not all(map(_is_served, layers)):
+        return False
+    if same_logits(decoded_logits(model), probe_logits(model)[-1]):
+        return True
+    logger.warning("%s decodes to other logits by compiled kernels; torch's operations serve", type(model).__name__)
+    return False
+
+
+@torch.no_grad()
+def decoded_logits(model: PreTrainedModel) -> Tensor:
+    """Return the last row `(V,)` of `probe_logits`, the last token decoded by a stack after a prompt of the others."""
+    device = model.device
+    *prompt, last = probe_ids(model)
+    prompts, completions = KeyValueCache(), KeyValueCache()
+    prompts.reserve(1, len(prompt))
+    completions.reserve(1, 1)
+    layout = PrefillLayout(prompts, [len(prompt)], [0], device)
+    ids = torch.tensor([prompt], device=device)
+    model(input_ids=ids, position_ids=layout.positions[None], layout=layout, use_cache=False)
+    grouping = Grouping([0], [len(prompt)], device)
+    decode = DecodeLayout(prompts, completions, grouping, torch.tensor([0], device=device))
+    return LayerStack(model).logits(torch.tensor([last], device=device), decode)[0].float()
+
+
+def _is_served(layer: Any) -> bool:
+    if not isinstance(layer, ShortDecoderLayer) or layer.kernels is None:
+        return False
+    products = [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj]
+    size = layer.self_attn.head_dim
+    return (
+        all(isinstance(linear.product.whole, CompiledLinear) for linear in products)
+        and size % LANES == 0
+        and size <= MAX_HEAD_SIZE
+    )
+
+
+def _layer(layer: Any, kernels: Kernels) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    states, output, gate_up, down = (
+        linear.product.whole.packed for linear in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)
+    )
+    heads = output.inputs // attention.head_dim
+    *norms, epsilon = head_norms(attention) or (None, None, 0.0)
+    return Layer(
+        attention_norm=kernels.at(layer.input_layernorm.weight),
+        mlp_norm=kernels.at(layer.post_attention_layernorm.weight),
+        epsilon=layer.input_layernorm.variance_epsilon,
+        states=states,
+        output=output,
+        gate_up=gate_up,
+        down=down,
+        attention=Attention(
+            index=attention.layer_idx,
+            heads=heads,
+            kv_heads=heads // attention.num_key_value_groups,
+            size=attention.head_dim,
+            scaling=attention.scaling,
+            epsilon=epsilon,
+            query_norm=None if norms[0] is None else kernels.at(norms[0]),
+            key_norm=None if norms[1] is None else kernels.at(norms[1]),
+            window=sliding_window(attention) or 0,
+        ),
+    )
