@@ -12,8 +12,20 @@ SOURCES = sorted((ROOT / "posttrain").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 
 FLOORS: list[set[str]] = [
-    {"errors", "records", "seeds", "hub", "settings", "field_types", "foreign_keys", "config", "algorithms", "nano"},
-    {"data", "kernels", "models", "runs"},
+    {
+        "errors",
+        "records",
+        "seeds",
+        "hub",
+        "settings",
+        "field_types",
+        "foreign_keys",
+        "config",
+        "algorithms",
+        "kernels",
+        "nano",
+    },
+    {"data", "models", "runs"},
     {"engines"},
     {"rewards"},
     {"evals"},

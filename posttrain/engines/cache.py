@@ -17,10 +17,10 @@ class KeyValueCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` slots of `length` tokens, keeping what is there."""
+        """Make room for `slots` slots of `length` tokens, keeping what the first `slots` hold; the others are freed."""
         if slots <= self._slots and length <= self._length:
             return
-        self._slots = max(self._slots, slots)
+        self._slots = slots
         self._length = max(self._length, -(-length // BLOCK) * BLOCK)
         self._layers = {
             layer: (self._grown(keys), self._grown(values)) for layer, (keys, values) in self._layers.items()
@@ -68,7 +68,7 @@ class KeyValueCache:
     def _grown(self, stored: Tensor) -> Tensor:
         slots, heads, length, size = stored.shape
         grown = stored.new_zeros(self._slots, heads, self._length, size)
-        grown[:slots, :, :length] = stored
+        grown[:slots, :, :length] = stored[: self._slots]
         return grown
 
 

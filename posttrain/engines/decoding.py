@@ -114,7 +114,7 @@ class Decoding:
         if self._grouping is None:
             slots = [self._tree_of_prompt[branch.prompt_index].slot for branch in self._rows.branches]
             self._grouping = Grouping(slots, [len(tree.prompt_ids) for tree in self._live], device)
-        self._completions.reserve(self._num_rows, self._longest)
+        self._completions.reserve(self._num_rows if self._waiting else len(self._rows), self._longest)
         own_positions = self._rows.lengths[: len(self._rows)] - 1
         layout = DecodeLayout(self._prompts, self._completions, self._grouping, own_positions)
         if self._stack is not None:

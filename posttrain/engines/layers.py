@@ -99,7 +99,7 @@ class ShortDecoderLayer(nn.Module):
 
     def _swiglu(self, gate_up: Tensor) -> Tensor:
         if self.kernels is not None and gate_up.shape[-1] % (2 * LANES) == 0:
-            return self.kernels.swiglu(gate_up)
+            return self.kernels.swiglu_of_joined(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 

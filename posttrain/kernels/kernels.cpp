@@ -433,15 +433,48 @@ void norm_rows(const T* x, const T* weight, T* out, int64_t rows, int64_t size, 
   for (int64_t row = 0; row < rows; ++row) normalize(x + row * size, weight, size, epsilon, out + row * size);
 }
 
-// silu(gate) * up, the two halves of each row.
+// The gradient of the above for x, from that of its result.
 template <class T>
-void activate_rows(const T* gate_up, T* out, int64_t rows, int64_t size) {
+void norm_rows_backward(const T* x, const T* weight, const T* grad_out, T* grad_x, int64_t rows, int64_t size,
+                        float epsilon) {
 #pragma omp for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
-    const T *gate = gate_up + row * 2 * size, *up = gate + size;
+    const T *in = x + row * size, *grad = grad_out + row * size;
+    Vec squares{}, products{};
     for (int64_t i = 0; i < size; i += kLanes) {
-      const Vec x = load(gate + i);
-      store(out + row * size + i, x * sigmoid(x) * load(up + i));
+      const Vec value = load(in + i);
+      squares += value * value;
+      products += value * load(weight + i) * load(grad + i);
+    }
+    const float mean = sum(squares) / float(size) + epsilon, scale = 1.0f / std::sqrt(mean);
+    const float shared = sum(products) / (float(size) * mean);
+    for (int64_t i = 0; i < size; i += kLanes)
+      store(grad_x + row * size + i, scale * (load(weight + i) * load(grad + i) - shared * load(in + i)));
+  }
+}
+
+// silu(gate) * up; `stride` elements lie between the starts of two rows of either.
+template <class T>
+void activate_rows(const T* gate, const T* up, T* out, int64_t rows, int64_t size, int64_t stride) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vec x = load(gate + row * stride + i);
+      store(out + row * size + i, x * sigmoid(x) * load(up + row * stride + i));
+    }
+  }
+}
+
+// The gradients of the above for gate and up, all arrays (rows, size).
+template <class T>
+void activate_rows_backward(const T* gate, const T* up, const T* grad_out, T* grad_gate, T* grad_up, int64_t rows,
+                            int64_t size) {
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = row * size; i < (row + 1) * size; i += kLanes) {
+      const Vec x = load(gate + i), grad = load(grad_out + i), part = sigmoid(x);
+      store(grad_up + i, grad * x * part);
+      store(grad_gate + i, grad * load(up + i) * part * (1.0f + x * (1.0f - part)));
     }
   }
 }
@@ -596,7 +629,8 @@ void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_laye
     linear<T>(attended.data(), rows, layer->output, hidden, hidden);
     norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
     linear<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data());
-    activate_rows(gate_up.data(), activated.data(), rows, layer->down.in);
+    activate_rows(gate_up.data(), gate_up.data() + layer->down.in, activated.data(), rows, layer->down.in,
+                  layer->gate_up.out);
     linear<T>(activated.data(), rows, layer->down, hidden, hidden);
   }
 }
@@ -669,7 +703,7 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
 }  // namespace
 
 #define POSTTRAIN_EXPORT(T, name)                                                                                      \
-  extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {             \
+  extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {            \
     const int64_t whole = rows / kChunk * kChunk;                                                                      \
     std::vector<T> rest(kChunk * layer->in);                                                                           \
     std::memcpy(rest.data(), x + whole * layer->in, (rows - whole) * layer->in * sizeof(T));                           \
@@ -686,11 +720,19 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
   extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
     _Pragma("omp parallel") attend(*step, *layer, states, out);                                                        \
   }                                                                                                                    \
-  extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {     \
+  extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {    \
     _Pragma("omp parallel") norm_rows(x, weight, out, rows, size, epsilon);                                            \
   }                                                                                                                    \
-  extern "C" void swiglu_##name(const T* gate_up, T* out, int64_t rows, int64_t size) {                                \
-    _Pragma("omp parallel") activate_rows(gate_up, out, rows, size);                                                   \
+  extern "C" void rms_norm_backward_##name(const T* x, const T* weight, const T* grad_out, T* grad_x, int64_t rows,    \
+                                           int64_t size, float epsilon) {                                              \
+    _Pragma("omp parallel") norm_rows_backward(x, weight, grad_out, grad_x, rows, size, epsilon);                      \
+  }                                                                                                                    \
+  extern "C" void swiglu_##name(const T* gate, const T* up, T* out, int64_t rows, int64_t size, int64_t stride) {      \
+    _Pragma("omp parallel") activate_rows(gate, up, out, rows, size, stride);                                          \
+  }                                                                                                                    \
+  extern "C" void swiglu_backward_##name(const T* gate, const T* up, const T* grad_out, T* grad_gate, T* grad_up,      \
+                                         int64_t rows, int64_t size) {                                                 \
+    _Pragma("omp parallel") activate_rows_backward(gate, up, grad_out, grad_gate, grad_up, rows, size);                \
   }                                                                                                                    \
   extern "C" void draw_##name(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows,    \
                               int64_t size, float inverse_temperature) {                                               \

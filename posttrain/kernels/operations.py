@@ -1,6 +1,6 @@
 """The compiled kernels on tensors: each says what it computes, and checks what it is given.
 
-Floor 1: CPU tensors of float32 or bfloat16. Sums are in float32, and a result is rounded once.
+Floor 0: CPU tensors of float32 or bfloat16. Sums are in float32, and a result is rounded once.
 """
 
 import ctypes
@@ -107,23 +107,47 @@ class Kernels:
             "linear": [c_void_p, c_int64, POINTER(PackedLinear), c_void_p, c_void_p],
             "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p],
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
-            "rms_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float],
-            "swiglu": [c_void_p, c_void_p, c_int64, c_int64],
-            "draw": [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float],
+            "rms_norm": [c_void_p] * 3 + [c_int64, c_int64, c_float],
+            "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
+            "swiglu": [c_void_p] * 3 + [c_int64] * 3,
+            "swiglu_backward": [c_void_p] * 5 + [c_int64] * 2,
+            "draw": [c_void_p] * 4 + [c_int64, c_int64, c_float],
         }
         self._call = {name: _function(library, f"{name}_{SUFFIXES[dtype]}", kinds) for name, kinds in functions.items()}
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """Return `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension of `(T, E)`."""
+        """Return `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension of `(..., E)`."""
         out = torch.empty_like(x)
-        self._call["rms_norm"](self.at(x), self.at(weight), self.at(out), x.shape[0], x.shape[1], epsilon)
+        self._call["rms_norm"](self.at(x), self.at(weight), self.at(out), *_rows(x), epsilon)
         return out
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """Return `silu(gate) * up`, `(T, I)`, of gate and up side by side, `(T, 2 I)`."""
-        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        self._call["swiglu"](self.at(gate_up), self.at(out), *out.shape)
+    def rms_norm_backward(self, x: Tensor, weight: Tensor, grad_out: Tensor, epsilon: float) -> Tensor:
+        """Return the gradient `(..., E)` of `rms_norm` for x, from that of its result; E is a multiple of LANES."""
+        grad_x = torch.empty_like(x)
+        addresses = map(self.at, (x, weight, grad_out, grad_x))
+        self._call["rms_norm_backward"](*addresses, *_rows(x), epsilon)
+        return grad_x
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return `silu(gate) * up`, `(..., I)`; I is a multiple of LANES."""
+        out = torch.empty_like(gate)
+        self._call["swiglu"](*map(self.at, (gate, up, out)), *_rows(gate), gate.shape[-1])
         return out
+
+    def swiglu_of_joined(self, gate_up: Tensor) -> Tensor:
+        """Return `swiglu(gate, up)`, `(T, I)`, of gate and up side by side, `(T, 2 I)`."""
+        rows, stride = gate_up.shape
+        out = gate_up.new_empty(rows, stride // 2)
+        gate = self.at(gate_up)
+        up = gate + stride // 2 * gate_up.element_size()
+        self._call["swiglu"](gate, up, self.at(out), *out.shape, stride)
+        return out
+
+    def swiglu_backward(self, gate: Tensor, up: Tensor, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of `swiglu` for gate and for up, from that of its result."""
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        self._call["swiglu_backward"](*map(self.at, (gate, up, grad_out, grad_gate, grad_up)), *_rows(gate))
+        return grad_gate, grad_up
 
     def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Draw from `softmax(logits / temperature)` of each row of `(B, V)` where its running sum passes its uniform.
@@ -180,6 +204,11 @@ class Kernels:
         assert tensor.dtype == self.dtype, f"expected {self.dtype}, and got {tensor.dtype}"
         assert tensor.is_contiguous(), f"expected a contiguous tensor, and got strides {tensor.stride()}"
         return tensor.data_ptr()
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Return the numbers of rows and of columns of `(..., E)`."""
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from transformers import (
 
 from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
+from posttrain.models.compiled_layers import compile_layers
 from posttrain.models.devices import keep_freed_memory, resolve_device, resolve_dtype
 from posttrain.models.files import base_of_adapter, is_adapter, locate, refuse_classifier
 from posttrain.models.logprobs import Model, plain_model
@@ -76,6 +77,7 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     tokenizer = _load_tokenizer(adapter, base, settings)
     _check_vocabulary(plain, tokenizer)
     layout = prepare_attention(plain, settings.layout)
+    compile_layers(plain)
     if settings.gradient_checkpointing and trainable:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = _with_adapter(plain, adapter, settings, seed=seed, trainable=trainable)

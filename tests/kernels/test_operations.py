@@ -34,15 +34,28 @@ def test_rms_norm(kernels: Kernels, size: int) -> None:
 
 
 def test_swiglu_up_to_extreme_gates(kernels: Kernels) -> None:
-    gate_up = (torch.randn(6, 96) * 4).to(kernels.dtype)
-    gate_up[0, :4] = torch.tensor([1e4, -1e4, 100.0, -100.0])
-    gate, up = gate_up.double().chunk(2, dim=-1)
-    assert_close(kernels.swiglu(gate_up), F.silu(gate) * up)
+    gate, up = ((torch.randn(2, 3, 48) * 4).to(kernels.dtype) for _ in range(2))
+    gate[0, 0, :4] = torch.tensor([1e4, -1e4, 100.0, -100.0])
+    expected = F.silu(gate.double()) * up.double()
+    assert_close(kernels.swiglu(gate, up), expected)
+    joined = torch.cat([gate, up], dim=-1).flatten(0, 1)
+    assert_close(kernels.swiglu_of_joined(joined), expected.flatten(0, 1))
+
+
+def test_gradients(kernels: Kernels) -> None:
+    x, other, grad_out = (torch.randn(2, 3, 48).to(kernels.dtype) for _ in range(3))
+    exact = [tensor.double().requires_grad_() for tensor in (x, other)]
+    (F.silu(exact[0]) * exact[1]).backward(grad_out.double())
+    for got, expected in zip(kernels.swiglu_backward(x, other, grad_out), exact, strict=True):
+        assert_close(got, expected.grad)
+    weight, exact_x = torch.rand(48).to(kernels.dtype), x.double().requires_grad_()
+    F.rms_norm(exact_x, (48,), weight.double(), 1e-2).backward(grad_out.double())
+    assert_close(kernels.rms_norm_backward(x, weight, grad_out, 1e-2), exact_x.grad)
 
 
 def test_nan_stays_nan(kernels: Kernels) -> None:
     x = torch.full((1, 32), torch.nan).to(kernels.dtype)
-    assert kernels.swiglu(x).isnan().all()
+    assert kernels.swiglu(x, x).isnan().all()
     assert kernels.rms_norm(x, torch.ones(32).to(kernels.dtype), 1e-5).isnan().all()
     _, logprobs = kernels.draw(x, torch.tensor([0.5]), 1.0)
     assert logprobs.isnan().all()
@@ -196,9 +209,9 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> Non
 
 def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
     with pytest.raises(AssertionError, match="float64"):
-        kernels.swiglu(torch.ones(1, 32, dtype=torch.float64))
+        kernels.swiglu_of_joined(torch.ones(1, 32, dtype=torch.float64))
     with pytest.raises(AssertionError, match="contiguous"):
-        kernels.swiglu(torch.ones(32, 32, dtype=kernels.dtype).T)
+        kernels.swiglu_of_joined(torch.ones(32, 32, dtype=kernels.dtype).T)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 70])

@@ -1,0 +1,106 @@
+"""RMSNorm and SwiGLU of a model by the compiled kernels, forward and backward in one pass each.
+
+Floor 1: for the modules of Llama's, Mistral's and Qwen's form on a CPU with a compiler; names, weights and files stay.
+Between its products torch makes a dozen passes over a layer's activations, and keeps half of them for the backward
+pass: of a norm float32 copies, of SwiGLU silu(gate) beside gate and up. The kernels keep the inputs alone.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+
+from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
+
+NORMS: tuple[type, ...] = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+MLPS: tuple[type, ...] = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let the model's norms and MLPs of known form compute by compiled kernels wherever these serve."""
+    module: Any
+    for module in model.modules():
+        if type(module) in NORMS:
+            module.__class__ = _with(CompiledNorm, type(module))
+        elif type(module) in MLPS and module.config.hidden_act == "silu":
+            module.__class__ = _with(CompiledMLP, type(module))
+
+
+def _with(compiled: type, own: type) -> type:
+    """Return a subclass of a module's own class that computes by another one's forward first."""
+    return type(f"{compiled.__name__}Of{own.__name__}", (compiled, own), {})
+
+
+class CompiledNorm:
+    """RMSNorm; the module's own forward where no kernel serves it."""
+
+    weight: Any
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the normalised `(..., E)`."""
+        kernels = _kernels(hidden_states, self.weight)
+        if kernels is None:
+            own: Any = super()
+            return cast(Tensor, own.forward(hidden_states))
+        return cast(Tensor, _RMSNorm.apply(hidden_states.contiguous(), self.weight, self.variance_epsilon, kernels))
+
+
+class CompiledMLP:
+    """SwiGLU between its three linear layers."""
+
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(..., E)` of `(..., E)`."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        kernels = _kernels(gate, up)
+        activated = nn.functional.silu(gate) * up if kernels is None else _SwiGLU.apply(gate, up, kernels)
+        return cast(Tensor, self.down_proj(activated))
+
+
+def _kernels(x: Tensor, other: Tensor) -> Kernels | None:
+    """Return the kernels that serve two tensors with the same last dimension."""
+    if x.dtype != other.dtype or x.shape[-1] % LANES:
+        return None
+    return compiled_kernels(x.device, x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, kernels: Kernels) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon, ctx.kernels = epsilon, kernels
+        return kernels.rms_norm(x, weight, epsilon)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), kernels, grad_out = ctx.saved_tensors, ctx.kernels, grad_out.contiguous()
+        grad_x = kernels.rms_norm_backward(x, weight, grad_out, ctx.epsilon) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            scaled = kernels.rms_norm(x, torch.ones_like(weight), ctx.epsilon)
+            grad_weight = (grad_out.float() * scaled).flatten(0, -2).sum(dim=0).to(weight.dtype)
+        return grad_x, grad_weight, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: Kernels) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        ctx.kernels = kernels
+        return kernels.swiglu(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.kernels.swiglu_backward(*ctx.saved_tensors, grad_out.contiguous()), None
