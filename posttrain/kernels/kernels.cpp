@@ -23,6 +23,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTile = 6;  // queries that share each key and value read: 6 x 4 accumulators fill 32 registers well
 
+constexpr int64_t kBlock = 256;  // entries of a vocabulary that are summed in float before they join the others
+
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
@@ -62,6 +64,13 @@ inline void store(BFloat16* to, Vec x) {
   const Bits nan = bit_cast<Bits>(x != x);                          // all ones where the rounding could overflow
   const Halves halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
   std::memcpy(to, &halves, sizeof(halves));
+}
+
+template <class T>
+inline T from_float(float x) {
+  T lanes[kLanes];
+  store(lanes, x - Vec{});
+  return lanes[0];
 }
 
 inline Bits load_bits(const BFloat16* from) {
@@ -417,12 +426,7 @@ float normalize(const T* x, const T* weight, int64_t size, float epsilon, Out* o
   for (; i < size; ++i) total += to_float(x[i]) * to_float(x[i]);
   const float scale = 1.0f / std::sqrt(total / float(size) + epsilon);
   for (i = 0; i + kLanes <= size; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
-  for (; i < size; ++i) {
-    const Vec one = filled(to_float(x[i]) * scale * to_float(weight[i]));
-    Out rounded[kLanes];
-    store(rounded, one);
-    out[i] = rounded[0];
-  }
+  for (; i < size; ++i) out[i] = from_float<Out>(to_float(x[i]) * scale * to_float(weight[i]));
   return scale;
 }
 
@@ -635,12 +639,46 @@ void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_laye
   }
 }
 
+// Of logits = factor * products: the log-probability of each row's target and the entropy of its distribution. With
+// `gradient`, the products become those of -log p(target): factor * (p - 1 at the target).
+template <class T>
+void score_targets(T* products, const int64_t* targets, float* logprobs, float* entropies, int64_t rows, int64_t size,
+                   float factor, bool gradient) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t row = 0; row < rows; ++row) {
+    T* x = products + row * size;
+    Vec most = filled(-INFINITY);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vec logit = load(x + i) * factor;
+      most = logit > most ? logit : most;
+    }
+    const float peak = largest(most);
+    double total = 0, mean = 0;  // of e^(logit - peak), and of it times logit - peak
+    for (int64_t start = 0; start < size; start += kBlock) {
+      Vec weights{}, products_sum{};
+      for (int64_t i = start; i < std::min(start + kBlock, size); i += kLanes) {
+        const Vec below = load(x + i) * factor - peak, weight = exponential(below);
+        weights += weight;
+        products_sum += weight > 0.0f ? weight * below : Vec{};  // not 0 * -inf
+      }
+      total += sum(weights);
+      mean += sum(products_sum);
+    }
+    const double log_total = std::log(total);
+    logprobs[row] = float(double(to_float(x[targets[row]]) * factor - peak) - log_total);
+    entropies[row] = float(log_total - mean / total);
+    if (!gradient) continue;
+    const float target = factor * (std::exp(logprobs[row]) - 1.0f), scale = float(factor / total);
+    for (int64_t i = 0; i < size; i += kLanes) store(x + i, exponential(load(x + i) * factor - peak) * scale);
+    x[targets[row]] = from_float<T>(target);
+  }
+}
+
 // Draw the id where the running sum of softmax(logits / temperature) passes `uniform`, and return its log-probability.
 // Two levels: sums of blocks, then the tokens of one block; where rounding leaves none, the last one with weight.
 template <class T>
 int64_t draw(const T* logits, int64_t size, float inverse_temperature, double uniform, std::vector<double>& totals,
              float* logprob) {
-  constexpr int64_t kBlock = 256;
   const auto at = [&](int64_t i) {  // beyond the end as if impossible
     if (i + kLanes <= size) return load(logits + i);
     Vec x = filled(-INFINITY);
@@ -733,6 +771,10 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
   extern "C" void swiglu_backward_##name(const T* gate, const T* up, const T* grad_out, T* grad_gate, T* grad_up,      \
                                          int64_t rows, int64_t size) {                                                 \
     _Pragma("omp parallel") activate_rows_backward(gate, up, grad_out, grad_gate, grad_up, rows, size);                \
+  }                                                                                                                    \
+  extern "C" void score_targets_##name(T* products, const int64_t* targets, float* logprobs, float* entropies,         \
+                                       int64_t rows, int64_t size, float factor, int64_t gradient) {                   \
+    score_targets(products, targets, logprobs, entropies, rows, size, factor, gradient != 0);                          \
   }                                                                                                                    \
   extern "C" void draw_##name(const T* logits, const double* uniforms, int64_t* ids, float* logprobs, int64_t rows,    \
                               int64_t size, float inverse_temperature) {                                               \

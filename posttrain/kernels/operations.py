@@ -111,6 +111,7 @@ class Kernels:
             "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
             "swiglu": [c_void_p] * 3 + [c_int64] * 3,
             "swiglu_backward": [c_void_p] * 5 + [c_int64] * 2,
+            "score_targets": [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int64],
             "draw": [c_void_p] * 4 + [c_int64, c_int64, c_float],
         }
         self._call = {name: _function(library, f"{name}_{SUFFIXES[dtype]}", kinds) for name, kinds in functions.items()}
@@ -148,6 +149,21 @@ class Kernels:
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         self._call["swiglu_backward"](*map(self.at, (gate, up, grad_out, grad_gate, grad_up)), *_rows(gate))
         return grad_gate, grad_up
+
+    def score_targets(
+        self, products: Tensor, targets: Tensor, *, factor: float, gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-prob of each target and the entropy in nats, `(n,)` in float32, of logits `factor * products`.
+
+        `products` are `(n, V)`, V a multiple of LANES; with `gradient` they become the gradient of `-log p(target)` for
+        themselves.
+        """
+        assert products.shape[1] % LANES == 0, f"expected a multiple of {LANES} logits, and got {products.shape[1]}"
+        logprobs, entropies = torch.empty(len(products)), torch.empty(len(products))
+        targets = targets.to(torch.long).contiguous()
+        addresses = (self.at(products), targets.data_ptr(), logprobs.data_ptr(), entropies.data_ptr())
+        self._call["score_targets"](*addresses, *products.shape, factor, gradient)
+        return logprobs, entropies
 
     def draw(self, logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Draw from `softmax(logits / temperature)` of each row of `(B, V)` where its running sum passes its uniform.

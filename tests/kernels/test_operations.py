@@ -85,6 +85,25 @@ def test_draw_takes_the_ends_and_never_the_impossible(kernels: Kernels) -> None:
     torch.testing.assert_close(logprobs, torch.full((2,), 0.5).log())
 
 
+@pytest.mark.parametrize("size", [16, 256, 1040])
+def test_score_targets(kernels: Kernels, size: int) -> None:
+    products, targets, factor = (torch.randn(9, size) * 8).to(kernels.dtype), torch.randint(size, (9,)), 0.7
+    products[0, (targets[0] + 1) % size] = -torch.inf
+    exact = products.double().requires_grad_()
+    log_softmax = (factor * exact).log_softmax(dim=-1)
+    expected = log_softmax.gather(1, targets[:, None]).squeeze(1)
+    entropy = -(log_softmax.exp() * log_softmax.clamp(min=-1e9)).sum(dim=-1)
+    (-expected.sum()).backward()
+    unchanged = products.clone()
+    for gradient in (False, True):
+        logprobs, entropies = kernels.score_targets(products, targets, factor=factor, gradient=gradient)
+        torch.testing.assert_close(logprobs.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(entropies.double(), entropy.detach(), rtol=1e-5, atol=1e-5)
+        if not gradient:
+            assert torch.equal(products, unchanged)
+    assert_close(products, exact.grad)
+
+
 def attention_case(
     dtype: torch.dtype, *, heads: int, kv_heads: int, size: int
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor], DecodeRows]:

@@ -25,12 +25,12 @@ def naive_logprobs(
     return logprobs, -(log_softmax.exp() * log_softmax).sum(-1)
 
 
-def tensors(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors(dtype: torch.dtype = torch.float32, vocab: int = 11) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, dtype=dtype).requires_grad_()
-    weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
-    bias = torch.randn(11, generator=generator, dtype=dtype).requires_grad_()
-    return hidden, weight, bias, torch.randint(11, (7,), generator=generator)
+    weight = torch.randn(vocab, 5, generator=generator, dtype=dtype).requires_grad_()
+    bias = torch.randn(vocab, generator=generator, dtype=dtype).requires_grad_()
+    return hidden, weight, bias, torch.randint(vocab, (7,), generator=generator)
 
 
 OPTIONS = [
@@ -42,12 +42,13 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("vocab", [11, 32])  # the compiled kernels serve the second
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, None])
-def test_values_and_gradients_equal_the_naive_head(options: dict, chunk_size: int | None) -> None:
+def test_values_and_gradients_equal_the_naive_head(options: dict, chunk_size: int | None, vocab: int) -> None:
     results = []
     for function, extra in ((naive_logprobs, {}), (chunked_logprobs, {"chunk_size": chunk_size})):
-        hidden, weight, bias, targets = tensors()
+        hidden, weight, bias, targets = tensors(vocab=vocab)
         logprobs, entropy = function(hidden, weight, targets, bias=bias, **options, **extra)
         (logprobs * torch.arange(1, 8) - 0.3 * entropy).sum().backward()
         results.append([logprobs, entropy, hidden.grad, weight.grad, bias.grad])
@@ -82,8 +83,9 @@ def test_no_tokens() -> None:
     assert not weight.grad.any()
 
 
-def test_bfloat16_products_and_float32_results() -> None:
-    hidden, weight, _, targets = tensors(torch.bfloat16)
+@pytest.mark.parametrize("vocab", [11, 32])
+def test_bfloat16_products_and_float32_results(vocab: int) -> None:
+    hidden, weight, _, targets = tensors(torch.bfloat16, vocab)
     logprobs, entropy = chunked_logprobs(hidden, weight, targets)
     logits = (hidden @ weight.T).float()
     torch.testing.assert_close(logprobs, torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1))
@@ -92,8 +94,9 @@ def test_bfloat16_products_and_float32_results() -> None:
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
 
 
-def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients() -> None:
-    hidden, weight, _, targets = tensors()
+@pytest.mark.parametrize("vocab", [11, 32])
+def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients(vocab: int) -> None:
+    hidden, weight, _, targets = tensors(vocab=vocab)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logprobs, _ = chunked_logprobs(hidden, weight, targets)
     logprobs.sum().backward()
