@@ -242,6 +242,7 @@ def test_doctor_prints_lines_or_json(capsys):
     assert call("doctor", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"]
+    assert facts["compiled kernels"].startswith("yes" if facts["compiler"] else "no")
     assert facts["usable cores"] == len(os.sched_getaffinity(0))
 
 

@@ -52,7 +52,7 @@ def check_renames(place: str, columns: Sequence[str], renames: dict[str, str]) -
 
 def missing_column(place: str, needed: str, columns: Sequence[str], first: Record) -> DataError:
     """Return the error for a source without a column it needs, with the likely rename as its fix."""
-    guess = next((name for name in COLUMN_GUESSES[needed] if name in columns), None)
+    guess = next((name for name in COLUMN_GUESSES.get(needed, ()) if name in columns), None)
     target = needed
     if guess is None and needed == "prompt":  # rows without a prompt may be conversations or text
         target, guess = next(

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from posttrain.data.files import Entry, Fault, Malformed, Record
+from posttrain.data.formats import FORMATS, Format, hh_rlhf_pair, oasst_conversations, oasst_pairs
 from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
 from posttrain.errors import DataError
@@ -38,6 +39,20 @@ class Source:
     prompt_style: str  # where the settings name none
 
 
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """A named source of conversations or pairs: `format` reads each record that `gather` makes of those fetched."""
+
+    fetch: Callable[[str, int | None, int], Iterator[Entry]]
+    format: Format
+    gather: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns without which nothing can be read."""
+        return self.format.columns
+
+
 def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) -> Row:
     """Return a problem as a row that serves training on solutions and on rewards alike (prompt and answer), or a pair.
 
@@ -57,9 +72,15 @@ def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) ->
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def fetch_hub(repo: str, config: str | None, split: str, count: int | None, seed: int) -> Iterator[Entry]:
-    """Yield the rows of a split of a data set on the Hugging Face Hub (or of its local cache)."""
+def fetch_hub(
+    repo: str, config: str | None, split: str, count: int | None, seed: int, *, suffix: str = ""
+) -> Iterator[Entry]:
+    """Yield the rows of a split of a data set on the Hugging Face Hub (or of its local cache).
+
+    Its name there is the split's with `suffix`.
+    """
     work_offline_if_unreachable()
+    split += suffix
     import datasets
 
     try:
@@ -180,9 +201,12 @@ def nano_pair(record: Record) -> Problem:
     return replace(chosen, rejected=rejected)
 
 
+CONVERSATION = Format(("messages",), "messages", dict)
+PREFERENCE = Format(("prompt", "chosen", "rejected"), "preference", dict)
+HH_RLHF = Format(("chosen", "rejected"), "preference", hh_rlhf_pair)
 PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, Source | TableSource] = {
     "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano"),
     "gsm8k": Source(partial(fetch_hub, "openai/gsm8k", "main"), gsm8k_problem, ("question", "answer"), "r1_zero"),
     "math": Source(
@@ -195,4 +219,14 @@ SOURCES: dict[str, Source] = {
     "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano"),
     "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano"),
     "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano"),
+    "ultrafeedback_binarized": TableSource(
+        partial(fetch_hub, "HuggingFaceH4/ultrafeedback_binarized", None, suffix="_prefs"),
+        FORMATS["ultrafeedback_binarized"],
+    ),
+    "ultrafeedback": TableSource(partial(fetch_hub, "openbmb/UltraFeedback", None), FORMATS["ultrafeedback"]),
+    "orca_dpo": TableSource(partial(fetch_hub, "Intel/orca_dpo_pairs", None), FORMATS["orca_dpo"]),
+    "hh_rlhf": TableSource(partial(fetch_hub, "Anthropic/hh-rlhf", None), HH_RLHF),
+    "alpaca": TableSource(partial(fetch_hub, "tatsu-lab/alpaca", None), FORMATS["alpaca"]),
+    "oasst": TableSource(partial(fetch_hub, "OpenAssistant/oasst2", None), CONVERSATION, oasst_conversations),
+    "oasst_pairs": TableSource(partial(fetch_hub, "OpenAssistant/oasst2", None), PREFERENCE, oasst_pairs),
 }

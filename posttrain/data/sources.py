@@ -13,7 +13,8 @@ from pathlib import Path
 
 from posttrain.data.columns import check_renames, closest, column_names, missing_column, preference_pairs, rename
 from posttrain.data.files import LEFT_OUT, Entry, Fault, Malformed, Record, read_path
-from posttrain.data.named import SOURCES, problem_row
+from posttrain.data.formats import format_of
+from posttrain.data.named import SOURCES, Source, TableSource, problem_row
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.data.rows import Kind, Row, build_row, kind_of, record_id
 from posttrain.errors import ConfigError, DataError
@@ -122,7 +123,8 @@ def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
     """Return the entries of the named source, file or directory that the settings mean, unread."""
     source = SOURCES.get(settings.source)
     if source is not None and settings.path is None:
-        return source.fetch(settings.split, settings.rows, seed)
+        entries = source.fetch(settings.split, settings.rows, seed)
+        return source.gather(entries) if isinstance(source, TableSource) else entries
     if source is None and settings.path is not None:
         raise ConfigError(
             f'data.path is where a named source lies; "{settings.source}" is not one of {", ".join(SOURCES)}',
@@ -130,7 +132,8 @@ def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
         )
     path = Path(settings.path or settings.source)
     if path.exists():
-        return read_path(path, settings.split)
+        entries = read_path(path, settings.split)
+        return source.gather(entries) if isinstance(source, TableSource) else entries
     if source is not None:
         raise DataError(f"{settings.source}: no such file or directory: {path}")
     raise DataError(
@@ -154,7 +157,8 @@ def row_reader(
         check_renames(place, column_names(first), renames)
     columns = column_names(rename(record, renames) for record in first)
     kind = kind_of(columns, kinds)
-    if source is None and kind is None and first:
+    format = source.format if isinstance(source, TableSource) else format_of(columns, kinds) if source is None else None
+    if source is None and kind is None and format is None and first:
         if {"chosen", "rejected"} <= set(columns):
             raise preference_pairs(place, first[0])
         needed = "prompt" if "preference" not in kinds else "rejected" if "chosen" in columns else "chosen"
@@ -167,7 +171,10 @@ def row_reader(
     def read(record: Record, origin: str) -> Row:
         id = record_id(record)
         renamed = rename(record, renames)
-        if source is not None:
+        if format is not None:
+            converted = format.convert(renamed)
+            return build_row(converted, id=id, kind=format.kind, origin=origin, prompt_style=style)
+        if isinstance(source, Source):
             used_style = style or source.prompt_style
             return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=used_style)
         if kind is None:  # every peeked row was malformed, so the columns are still unknown

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.data.named import SOURCES
+from posttrain.data.named import SOURCES, Source
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
 from posttrain.settings import DataSettings, EvalSettings
@@ -71,7 +71,7 @@ def evaluated_task(task: Task, data: DataSettings) -> Task:
 def prompt_style(data: DataSettings) -> str | None:
     """Return the style that the prompts are in; None for a file of ready-made ones."""
     source = SOURCES.get(data.source)
-    return data.prompt_style or (source.prompt_style if source else None)
+    return data.prompt_style or (source.prompt_style if isinstance(source, Source) else None)
 
 
 def strict_profile(data: DataSettings) -> Profile:

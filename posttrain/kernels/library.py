@@ -24,8 +24,11 @@ SECONDS_TO_COMPILE = 120
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, from the user's cache where they are; None where they cannot be compiled."""
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    """Return the compiled kernels, from the user's cache where they are; None where they cannot be compiled.
+
+    torch must be imported before: the kernels then share its OpenMP threads instead of bringing their own.
+    """
+    compiler = _compiler()
     if compiler is None:
         logger.info("no C++ compiler (%s): torch's operations instead of compiled ones", ", ".join(COMPILERS))
         return None
@@ -37,12 +40,31 @@ def load_library() -> ctypes.CDLL | None:
         return None
 
 
+def compiler_version() -> str | None:
+    """Return what the C++ compiler calls itself; None where there is none."""
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    try:
+        return _version(compiler).partition("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiler() -> str | None:
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+
+
+def _version(compiler: str) -> str:
+    command = [compiler, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def _compiled(compiler: str) -> Path:
     """Return the path of the library, compiled now if this source was not yet, by this compiler for this CPU."""
     target = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     command = [compiler, *FLAGS, target, str(SOURCE)]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    identity = "\n".join([SOURCE.read_text(), *command, version, _cpu_features()])
+    identity = "\n".join([SOURCE.read_text(), *command, _version(compiler), _cpu_features()])
     path = _cache() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     if path.exists():
         return path

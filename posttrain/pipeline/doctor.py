@@ -17,6 +17,7 @@ def diagnose(directory: str | Path = ".") -> dict[str, Any]:
     """Return facts to paste into a report; sizes are in GiB, and those of the disk are of `directory`'s."""
     import torch
 
+    from posttrain.kernels.library import load_library
     from posttrain.models.devices import resolve_device, resolve_dtype
 
     device = resolve_device()
@@ -28,6 +29,7 @@ def diagnose(directory: str | Path = ".") -> dict[str, Any]:
         "device": str(device),
         "devices": _devices(),
         "dtype auto": str(resolve_dtype("auto", device)).removeprefix("torch."),
+        "compiled kernels": "yes" if load_library() is not None else "no: torch's operations serve, slower on a CPU",
         "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "memory GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1),

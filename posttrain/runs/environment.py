@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from posttrain.kernels.library import compiler_version
+
 PACKAGES = ("posttrain", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pyarrow")
 
 
@@ -20,6 +22,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
+        "compiler": compiler_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),

@@ -3,6 +3,7 @@
 Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout depends on nothing beside it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -101,6 +102,7 @@ def rollout_rows(
                     "prompt_id": tree.prompt.id,
                     "sample": sample,
                     "prompt": _text(tree.prompt),
+                    "messages": _messages(tree.prompt),
                     "completion": completion.text,
                     "reward": rollout.reward,
                     **{f"rewards/{name}": value for name, value in rollout.scores.items()},
@@ -119,3 +121,8 @@ def _text(prompt: Prompt) -> str:
     if isinstance(prompt.content, str):
         return prompt.content
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.content)
+
+
+def _messages(prompt: Prompt) -> str | None:
+    """Return a prompt of messages as JSON; None for a text."""
+    return None if isinstance(prompt.content, str) else json.dumps(list(prompt.content), ensure_ascii=False)

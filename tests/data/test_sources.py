@@ -158,7 +158,7 @@ def test_columns_are_renamed_and_ids_stay(tmp_path: Path) -> None:
             'has no column "prompt". Found: question, answer. First row: {"question": "1+1?", "answer": "2"}',
             "--data.columns.prompt question",
         ),
-        ({"conversations": [USER]}, 'has no column "prompt". Found: conversations', "--data.columns.messages conv"),
+        ({"dialogue": [USER]}, 'has no column "prompt". Found: dialogue', "--data.columns.messages dialogue"),
         ({"content": "a"}, 'no column "prompt"', "--data.columns.text content"),
         ({"a": 1, "b": 2}, 'no column "prompt"', "--data.columns.prompt COLUMN"),
         ({"chosen": "a", "rejected": "b"}, "holds preference pairs", "--data.columns.text chosen"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.kernels import library
-from posttrain.kernels.library import COMPILERS, load_library
+from posttrain.kernels.library import COMPILERS, compiler_version, load_library
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,7 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: py
     with caplog.at_level(logging.INFO):
         assert load_library() is None
     assert "no C++ compiler" in caplog.text
+    assert compiler_version() is None
 
 
 def test_a_compiler_that_fails_is_quoted(

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from posttrain import __version__
+from posttrain.cli.data import data_app
+from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
 from posttrain.errors import ConfigError, PosttrainError
 
 if TYPE_CHECKING:
@@ -52,8 +54,6 @@ class RunOptions:
 
 
 OPTION_FLAGS = ("--name", "--runs-dir", "--overwrite", "--dry-run", "--display", "--config", "--debug", "--help")
-JsonFlag = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
 @app.command
@@ -204,22 +204,20 @@ def generate(
     as_json: JsonFlag = False,
 ) -> None:
     """Sample completions of a prompt. Sampling flags: --temperature, --top_p, --max_completion_length, ..."""
-    from posttrain.config import parse_flags, refuse, resolve
     from posttrain.settings import ModelSettings, SamplingSettings
 
-    problems: list[str] = []
-    resolved = resolve(SamplingSettings, parse_flags(sampling, problems), problems, where="posttrain generate")
-    refuse(problems)
-    assert resolved is not None
+    settings = parsed(SamplingSettings, sampling, "posttrain generate")
     text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
     from posttrain.pipeline.completions import complete
 
-    completions = complete(
-        text, ModelSettings(name_or_path=model), resolved.settings, chat=chat, num_samples=num_samples, seed=seed
-    )
+    named = ModelSettings(name_or_path=model)
+    completions = complete(text, named, settings, chat=chat, num_samples=num_samples, seed=seed)
     for completion in completions:
         ending = {"stop_reason": str(completion.stop_reason), "tokens": len(completion.ids)}
-        _print_result({"prompt": text, "completion": completion.text, **ending}, completion.text, as_json=as_json)
+        print_result({"prompt": text, "completion": completion.text, **ending}, completion.text, as_json=as_json)
+
+
+app.command(data_app)
 
 
 @app.command
@@ -263,11 +261,7 @@ def doctor(*, as_json: JsonFlag = False) -> None:
     lines = [
         f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}" for name, value in facts.items()
     ]
-    _print_result(facts, "\n".join(lines), as_json=as_json)
-
-
-def _print_result(content: Any, text: str, *, as_json: bool) -> None:
-    print(json.dumps(content, ensure_ascii=False) if as_json else text)
+    print_result(facts, "\n".join(lines), as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -304,7 +298,3 @@ def _fail(message: str, code: int, *, debug: bool) -> None:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

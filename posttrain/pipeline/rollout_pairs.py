@@ -1,0 +1,65 @@
+"""Preference pairs out of the completions that a run kept: of each prompt the best against the worst, by their rewards.
+
+Floor 6: reads rollouts and writes one JSONL file, in the schema that rm and dpo read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import DataError
+from posttrain.runs import durable
+from posttrain.runs.rollout_files import read_rollouts
+
+
+def write_pairs(stage: Path, out: Path, *, min_gap: float) -> dict[str, int]:
+    """Write the pairs of a finished or stopped stage to `out`; return how many, and how many groups made none.
+
+    `min_gap` is how much better the chosen completion's reward must be. Raises DataError where there are no rollouts or
+    no pair.
+    """
+    files = sorted((stage / "rollouts").glob("step-*.parquet"))
+    if not files:
+        raise DataError(f"{stage} has no rollouts: expected the directory of a GRPO stage, such as runs/demo/grpo")
+    lines: list[str] = []
+    groups = 0
+    for file in files:
+        for group in _groups(read_rollouts(file)):
+            groups += 1
+            if (pair := best_and_worst(group, min_gap=min_gap)) is not None:
+                lines.append(json.dumps(pair, ensure_ascii=False))
+    if not lines:
+        raise DataError(f"{stage}: none of {groups} groups has two completions whose rewards differ by {min_gap:g}")
+    durable.make_directory(out.parent)
+    durable.write_file(out, "".join(f"{line}\n" for line in lines).encode())
+    return {"pairs": len(lines), "groups_without_pair": groups - len(lines)}
+
+
+def best_and_worst(group: Sequence[Mapping[str, Any]], *, min_gap: float) -> dict[str, Any] | None:
+    """Return the pair of a prompt's rollouts; None where no two rewards differ enough, or the texts are the same.
+
+    Of completions with equal rewards the first stands, so that the result does not depend on how they are sorted.
+    Those that could not be scored are left out.
+    """
+    scored = [row for row in group if row["reward"] is not None]
+    if not scored:
+        return None
+    best, worst = max(scored, key=lambda row: row["reward"]), min(scored, key=lambda row: row["reward"])
+    gap = best["reward"] - worst["reward"]
+    if gap <= 0 or gap < min_gap or best["completion"].strip() == worst["completion"].strip():
+        return None
+    messages = best.get("messages")
+    sides = {"chosen": best["completion"], "rejected": worst["completion"]}
+    if messages is not None:
+        sides = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
+    prompt = best["prompt"] if messages is None else json.loads(messages)
+    rewards = {"reward_chosen": best["reward"], "reward_rejected": worst["reward"]}
+    return {"prompt": prompt, **sides, **rewards, "step": best["step"], "prompt_id": best["prompt_id"]}
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the rollouts of one prompt at one step together; they lie so in a file."""
+    for _, group in groupby(rows, key=lambda row: (row["step"], row["prompt_id"])):
+        yield list(group)
