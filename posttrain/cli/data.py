@@ -44,7 +44,8 @@ def check(
     if report["malformed"] > data.max_bad_rows or not report["usable"]:
         raise DataError(
             f"{stage} would refuse it: {report['usable']} usable rows, {report['malformed']} malformed, "
-            f"{data.max_bad_rows} allowed"
+            f"{data.max_bad_rows} allowed",
+            fix=f"--max_bad_rows {report['malformed']}" if report["usable"] else None,
         )
 
 
