@@ -28,8 +28,7 @@ class KeyValueCache:
 
     def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write `(N, Hkv, D)` keys and values at `slots` and `positions`, both `(N,)`."""
-        self.open(layer, keys, values)
-        for stored, new in zip(self._layers[layer], (keys, values), strict=True):
+        for stored, new in zip(self.open(layer, keys, values), (keys, values), strict=True):
             stored[slots, :, positions] = new
 
     def open(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,9 @@ class LayerStack:
         """Return the logits `(B, V)` after one more token `(B,)` of each row, and write its keys and values."""
         hidden = self._body.embed_tokens(ids)  # (B, E)
         cos, sin = self._body.rotary_emb(hidden, layout.positions[None])
-        for layer in self._layers:
-            prompts = layout.prompts.whole(layer.attention.index)
-            layer.attention.use(prompts, layout.completions.open(layer.attention.index, *prompts))
+        for index, layer in enumerate(self._layers):
+            prompts = layout.prompts.whole(index)
+            layer.attention.use(prompts, layout.completions.open(index, *prompts))
         step = decode_step(layout.rows, (cos[0], sin[0]), layout.prompts.length, layout.completions.length)
         self._kernels.decode_layers(step, self._layers, hidden)
         head: Any = self._model.get_output_embeddings()
@@ -103,7 +103,6 @@ def _layer(layer: Any, kernels: Kernels) -> Layer:
         gate_up=gate_up,
         down=down,
         attention=Attention(
-            index=attention.layer_idx,
             heads=heads,
             kv_heads=heads // attention.num_key_value_groups,
             size=attention.head_dim,

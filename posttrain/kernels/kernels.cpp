@@ -1,4 +1,4 @@
-// Passes between a model's matrix products, in one sweep over memory each, and the attention of one decoding step.
+// The layers of a decoding step, and passes of training between matrix products, in one sweep over memory each.
 //
 // Plain C++17 with the vector types of GCC and Clang: 16 floats at a time, which the compiler maps to what the CPU has.
 // Every array is row-major. Arithmetic is in float whatever the elements are; a result is rounded once, when written.
@@ -166,6 +166,15 @@ constexpr int kMostRows = 8;  // 8 x 2 accumulators
 constexpr int kMostRows = 2;
 #endif
 
+template <int num>
+inline void store_block(const Vec* a, const Vec* b, float* block) {
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m) {
+    store(block + m * kColumns, a[m]);
+    store(block + m * kColumns + kLanes, b[m]);
+  }
+}
+
 // block[m][0..31] = x[m] . two panels, for `num` rows of x.
 template <int num>
 void multiply_rows(const float* x, int64_t in, const float* panel, float* block) {
@@ -179,11 +188,7 @@ void multiply_rows(const float* x, int64_t in, const float* panel, float* block)
       b[m] += x[m * in + k] * second;
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < num; ++m) {
-    store(block + m * kColumns, a[m]);
-    store(block + m * kColumns + kLanes, b[m]);
-  }
+  store_block<num>(a, b, block);
 }
 
 template <int num>
@@ -214,11 +219,7 @@ void multiply_rows(const BFloat16* x, int64_t in, const BFloat16* panel, float* 
     }
 #endif
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < num; ++m) {
-    store(block + m * kColumns, a[m]);
-    store(block + m * kColumns + kLanes, b[m]);
-  }
+  store_block<num>(a, b, block);
 }
 
 // The same for up to 32 rows.
@@ -496,8 +497,7 @@ void rotate(float* head, const T* cos, const T* sin, int64_t size) {
 
 template <class T>
 struct Heads {
-  const T* norm;  // (size), or null
-  const T* cos;   // (rows, size)
+  const T* cos;  // (rows, size)
   const T* sin;
   float epsilon;
   int64_t size;
@@ -530,7 +530,6 @@ struct Step {
 
 template <class T>
 struct Attention {
-  int64_t index;  // of the layer
   int64_t heads, kv_heads, size;
   float scaling, epsilon;  // of the norms
   const T* query_norm;     // (size), or null
@@ -546,14 +545,14 @@ struct Attention {
 template <class T>
 void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out) {
   const auto& [rows, order, slots, prompt_lengths, own_positions, cos, sin, prompt_room, own_room] = step;
-  const auto& [index, heads, kv_heads, size, scaling, epsilon, query_norm, key_norm, window, prompt_keys, prompt_values,
+  const auto& [heads, kv_heads, size, scaling, epsilon, query_norm, key_norm, window, prompt_keys, prompt_values,
                own_keys, own_values] = layer;
   const int64_t group = heads / kv_heads;
   std::vector<float> queries(group * size), attended(group * size), scores;
 #pragma omp for schedule(dynamic, 1)
   for (int64_t task = 0; task < rows * kv_heads; ++task) {
     const int64_t kv_head = task / rows, row = order[task % rows];
-    const Heads<T> prepared{nullptr, cos, sin, epsilon, size};
+    const Heads<T> prepared{cos, sin, epsilon, size};
     const T* state = states + row * (heads + 2 * kv_heads) * size;
     const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
     const int64_t own_start = (row * kv_heads + kv_head) * own_room;

@@ -43,7 +43,7 @@ class Attention(Structure):
     """The attention of a decoder layer, and its caches: keys and values `(slots, Hkv, room, D)`."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("index", "heads", "kv_heads", "size")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "size")),
         *((name, c_float) for name in ("scaling", "epsilon")),
         *((name, c_void_p) for name in ("query_norm", "key_norm")),
         ("window", c_int64),
@@ -118,12 +118,15 @@ class Kernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Return `x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension of `(..., E)`."""
+        assert weight.shape == x.shape[-1:], f"expected {x.shape[-1]} weights, and got {tuple(weight.shape)}"
         out = torch.empty_like(x)
         self._call["rms_norm"](self.at(x), self.at(weight), self.at(out), *_rows(x), epsilon)
         return out
 
     def rms_norm_backward(self, x: Tensor, weight: Tensor, grad_out: Tensor, epsilon: float) -> Tensor:
         """Return the gradient `(..., E)` of `rms_norm` for x, from that of its result; E is a multiple of LANES."""
+        assert x.shape == grad_out.shape, f"expected a gradient {tuple(x.shape)}, and got {tuple(grad_out.shape)}"
+        assert x.shape[-1] % LANES == 0, f"expected rows of a multiple of {LANES}, and got {x.shape[-1]}"
         grad_x = torch.empty_like(x)
         addresses = map(self.at, (x, weight, grad_out, grad_x))
         self._call["rms_norm_backward"](*addresses, *_rows(x), epsilon)
@@ -131,6 +134,8 @@ class Kernels:
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return `silu(gate) * up`, `(..., I)`; I is a multiple of LANES."""
+        assert gate.shape == up.shape, f"expected two equal shapes, and got {tuple(gate.shape)} and {tuple(up.shape)}"
+        assert gate.shape[-1] % LANES == 0, f"expected rows of a multiple of {LANES}, and got {gate.shape[-1]}"
         out = torch.empty_like(gate)
         self._call["swiglu"](*map(self.at, (gate, up, out)), *_rows(gate), gate.shape[-1])
         return out
@@ -138,6 +143,7 @@ class Kernels:
     def swiglu_of_joined(self, gate_up: Tensor) -> Tensor:
         """Return `swiglu(gate, up)`, `(T, I)`, of gate and up side by side, `(T, 2 I)`."""
         rows, stride = gate_up.shape
+        assert stride % (2 * LANES) == 0, f"expected rows of a multiple of {2 * LANES}, and got {stride}"
         out = gate_up.new_empty(rows, stride // 2)
         gate = self.at(gate_up)
         up = gate + stride // 2 * gate_up.element_size()
@@ -185,6 +191,7 @@ class Kernels:
         `(N / 16, K / 2, 16, 2)` in bfloat16; zeros fill the last outputs up to a multiple of COLUMNS.
         """
         outputs, inputs = weight.shape
+        assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {tuple(weight.shape)}"
         padded = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % COLUMNS))
         pair = 2 if self.dtype == torch.bfloat16 else 1
         panels = padded.view(-1, LANES, inputs // pair, pair).transpose(1, 2).contiguous()
