@@ -14,12 +14,15 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
 
 from posttrain.engines import ENGINES, Engine
+from posttrain.engines.products import InferenceWeights
+from posttrain.models.attention import ATTENTION_NAME
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Prompt
 from posttrain.settings import EngineSettings
@@ -57,6 +60,18 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "mistral": lambda: MistralConfig(**SHAPE, sliding_window=6),
     "granite": lambda: GraniteConfig(**SHAPE, logits_scaling=2.0, attention_multiplier=0.5),
 }
+
+
+def joined_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a tiny model with joined linear layers, whose norms and biases are not those of a fresh one."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=ATTENTION_NAME, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 would hide that they are left out
+        if parameter.ndim == 1:
+            parameter.data.uniform_(0.5, 1.5) if "norm" in name else parameter.data.normal_()
+    model.requires_grad_(False)
+    InferenceWeights(model).join()
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -6,28 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.engines import layers
 from posttrain.engines.layers import ShortDecoderLayer, shorten_layers
-from posttrain.engines.products import InferenceWeights
-from posttrain.models.attention import ATTENTION_NAME, TreeLayout
-from tests.engines.conftest import FAMILIES
+from posttrain.models.attention import TreeLayout
+from tests.engines.conftest import joined_model
 
 SHORT, OWN = ["llama", "mistral", "qwen2", "qwen3"], ["gemma2", "gemma3", "granite"]
 IDS = torch.tensor([[11, 7, 5, 9, 3, 2, 30, 31, 32, 33]])
 POSITIONS = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])  # a prompt of four tokens with two branches of three
-
-
-def joined_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=ATTENTION_NAME, dtype=dtype).eval()
-    for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 would hide that they are left out
-        if parameter.ndim == 1:
-            parameter.data.uniform_(0.5, 1.5) if "norm" in name else parameter.data.normal_()
-    model.requires_grad_(False)
-    InferenceWeights(model).join()
-    return model
 
 
 def tree_logits(model: PreTrainedModel) -> Tensor:

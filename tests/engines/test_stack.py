@@ -6,17 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.engines import products, stack
 from posttrain.engines.cache import KeyValueCache
 from posttrain.engines.layers import shorten_layers
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
-from posttrain.engines.products import InferenceWeights, probe_logits
+from posttrain.engines.products import probe_logits
 from posttrain.engines.stack import LayerStack, decoded_logits, stack_agrees
 from posttrain.kernels.operations import compiled_kernels
-from posttrain.models.attention import ATTENTION_NAME
-from tests.engines.conftest import FAMILIES
+from tests.engines.conftest import joined_model
 
 STACKED, OTHERS = ["llama", "mistral", "qwen2", "qwen3"], ["gemma2", "gemma3", "granite"]
 PROMPTS = [[11, 7, 5, 9, 3, 2, 30], [31, 32], [40]]
@@ -29,13 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def short_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=ATTENTION_NAME, dtype=dtype).eval()
-    for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 would hide that they are left out
-        if parameter.ndim == 1:
-            parameter.data.uniform_(0.5, 1.5) if "norm" in name else parameter.data.normal_()
-    model.requires_grad_(False)
-    InferenceWeights(model).join()
+    model = joined_model(family, dtype)
     shorten_layers(model)
     return model
 
