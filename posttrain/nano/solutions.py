@@ -54,6 +54,8 @@ def wrong(problem: Problem, draw: random.Random) -> Problem:
         if index == faulty and operator == operation.operator:
             result += draw.choice((-100, -10, -2, -1, 1, 2, 10, 100))
         result = min(max(result, 1), LARGEST)
+        if index == faulty and operator == operation.operator and result == apply(operator, value, right):
+            result += 1 if result < LARGEST else -1  # the bounds undid the slip
         chain.append(Operation(value, operator, right, result))
         value = result
     return Problem(problem.question, tuple(chain))
