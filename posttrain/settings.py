@@ -42,6 +42,8 @@ class ModelSettings(Settings):
     """Path of a Jinja chat template that replaces the tokenizer's own."""
     layout: Literal["tree", "rows"] = "tree"
     """How completions are laid out: prompt computed once per tree, or one padded row for each completion."""
+    load_in_4bit: bool = False
+    """Keep the frozen base in 4 bits (NF4, double quantisation) under the adapter: QLoRA; needs bitsandbytes."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora_r: Annotated[int, Field(ge=0)] = 0

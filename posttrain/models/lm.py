@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from jinja2 import TemplateError
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +32,7 @@ from posttrain.models.files import base_of_adapter, is_adapter, locate, refuse_c
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
+from posttrain.models.quantized import quantization, use_dense_products
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
@@ -61,8 +62,8 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     """Load a model with its tokenizer, dropout off, on its device.
 
     With `lora_r` 0 every weight is trained, kept in float32 and multiplied in `dtype`; with an adapter, the base is
-    frozen in `dtype` and the adapter is float32. An adapter folder continues its adapter, with a frozen copy of it as
-    reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
+    frozen in `dtype`, or in 4 bits, and the adapter is float32. An adapter folder continues its adapter, with a frozen
+    copy of it as reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
     """
     refuse_classifier(settings.name_or_path)
     device = resolve_device(settings.device)
@@ -71,7 +72,9 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
         keep_freed_memory()
     adapter, base = _adapter_and_base(settings.name_or_path)
     full = trainable and adapter is None and settings.lora_r == 0
-    plain = _load_plain(base, settings, torch.float32 if full else dtype)
+    if full and settings.load_in_4bit:
+        raise ModelError("load_in_4bit trains an adapter on frozen weights, and lora_r is 0", fix="model.lora_r = 16")
+    plain = _load_plain(base, settings, torch.float32 if full else dtype, device)
     plain.compute_dtype = dtype  # type: ignore[assignment]
     nn.Module.to(plain, device)
     tokenizer = _load_tokenizer(adapter, base, settings)
@@ -109,12 +112,17 @@ def _adapter_and_base(name: str) -> tuple[Path | None, str]:
     return directory, base_of_adapter(directory)
 
 
-def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     directory = locate(name)
     source = str(directory or name)
     revision = {"revision": settings.revision} if directory is None and settings.revision else {}
     config = _from_pretrained(AutoConfig.from_pretrained, source, directory, **revision)
     _zero_dropout(config)
+    options: dict[str, Any] = {**revision}
+    if quantizing := quantization(config, source, dtype, wanted=settings.load_in_4bit):
+        options["quantization_config"] = quantizing
+    if settings.load_in_4bit:
+        options["device_map"] = {"": str(device)}  # else transformers would take a GPU where there is one
     loaded: Any = _from_pretrained(
         AutoModelForCausalLM.from_pretrained,
         source,
@@ -123,7 +131,7 @@ def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTr
         dtype=dtype,
         use_safetensors=True,
         output_loading_info=True,
-        **revision,
+        **options,
     )
     model, info = loaded
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
@@ -132,6 +140,7 @@ def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype) -> PreTr
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_dense_products(model)
     return model
 
 
@@ -244,7 +253,7 @@ def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSet
 def _set_adapter_dropout(model: PeftModel, rate: float) -> None:
     """Replace the dropout that a saved adapter brings by the settings' own, and by none on the reference."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, LoraLayer):
             for name in module.lora_dropout:
                 trained = rate > 0 and name == POLICY_ADAPTER
                 module.lora_dropout[name] = nn.Dropout(rate) if trained else nn.Identity()
@@ -267,8 +276,13 @@ def save_model(loaded: LoadedModel, directory: Path | str) -> None:
 
 
 def export_merged(loaded: LoadedModel, directory: Path | str) -> None:
-    """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer."""
+    """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer.
+
+    Raises ModelError for a base in 4 bits: what it would write is the rounded base.
+    """
     plain = plain_model(loaded.model)
+    if hasattr(plain.config, "quantization_config"):
+        raise ModelError("an adapter is merged into the base as it was, not out of 4 bits", fix="load_in_4bit = false")
     with torch.device("meta"):
         merged = type(plain)(copy.deepcopy(plain.config))
     weights = {name: tensor.to(loaded.dtype) for name, tensor in folded_weights(loaded.model)}
