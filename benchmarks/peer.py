@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -264,8 +265,20 @@ def _settings(task: Task) -> PeerSettings:
 
 def _adapted(task: Task) -> Any:
     """Return the base with the adapter, which is trained in float32, as TRL's own adapters are."""
-    base = AutoModelForCausalLM.from_pretrained(task.base, dtype=_weights_dtype(task))
+    base = AutoModelForCausalLM.from_pretrained(task.base, dtype=_weights_dtype(task), **_quantization(task))
     return PeftModel.from_pretrained(base, task.adapter, is_trainable=True)
+
+
+def _quantization(task: Task) -> dict[str, Any]:
+    if not task.workload.load_in_4bit:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_weights_dtype(task),
+    )
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def _scoring(task: Task) -> Any:
