@@ -39,7 +39,6 @@ from benchmarks.peer_settings import PeerSettings
 from benchmarks.texts import given_completion, varied_reward
 from benchmarks.worker import Channel, Task
 from benchmarks.workloads import GREEDY_TOKENS, LEARNING_RATE
-from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
 from posttrain.seeds import derive_seed
 from posttrain.settings import DataSettings, RmSettings
@@ -115,14 +114,13 @@ def rm_trainer(task: Task, callback: TrainerCallback) -> Trainer:
     from posttrain.stages.rm import held_out_rows  # here, so that it weighs on no other work's memory
 
     rows = load_rows(DataSettings(source=task.rows), seed=0, kinds=["preference"])
-    tokenizer = _tokenizer(task)
-    held_out = held_out_rows({row.id: render_preference(row, tokenizer) for row in rows}, RmSettings())
+    held_out = held_out_rows(rows, RmSettings())
     config = RewardConfig(**_arguments(task), max_length=None)
     return RewardTrainer(
         _scoring(task),
         args=config,
         train_dataset=_dataset(task).select([i for i, row in enumerate(rows) if row.id not in held_out]),
-        processing_class=tokenizer,
+        processing_class=_tokenizer(task),
         callbacks=[callback],
     )
 
