@@ -178,4 +178,5 @@ def forward_backward(task: Task, channel: Channel) -> None:
 
 
 def _model(task: Task) -> ModelSettings:
-    return ModelSettings.model_validate({"name_or_path": task.adapter, "dtype": task.dtype, "device": "cpu"})
+    values = {"name_or_path": task.adapter, "dtype": task.dtype, "device": "cpu"}
+    return ModelSettings.model_validate(values | {"load_in_4bit": task.workload.load_in_4bit})

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -38,7 +39,6 @@ from benchmarks.peer_settings import PeerSettings
 from benchmarks.texts import given_completion, varied_reward
 from benchmarks.worker import Channel, Task
 from benchmarks.workloads import GREEDY_TOKENS, LEARNING_RATE
-from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
 from posttrain.seeds import derive_seed
 from posttrain.settings import DataSettings, RmSettings
@@ -114,14 +114,13 @@ def rm_trainer(task: Task, callback: TrainerCallback) -> Trainer:
     from posttrain.stages.rm import held_out_rows  # here, so that it weighs on no other work's memory
 
     rows = load_rows(DataSettings(source=task.rows), seed=0, kinds=["preference"])
-    tokenizer = _tokenizer(task)
-    held_out = held_out_rows({row.id: render_preference(row, tokenizer) for row in rows}, RmSettings())
+    held_out = held_out_rows(rows, RmSettings())
     config = RewardConfig(**_arguments(task), max_length=None)
     return RewardTrainer(
         _scoring(task),
         args=config,
         train_dataset=_dataset(task).select([i for i, row in enumerate(rows) if row.id not in held_out]),
-        processing_class=tokenizer,
+        processing_class=_tokenizer(task),
         callbacks=[callback],
     )
 
@@ -264,8 +263,20 @@ def _settings(task: Task) -> PeerSettings:
 
 def _adapted(task: Task) -> Any:
     """Return the base with the adapter, which is trained in float32, as TRL's own adapters are."""
-    base = AutoModelForCausalLM.from_pretrained(task.base, dtype=_weights_dtype(task))
+    base = AutoModelForCausalLM.from_pretrained(task.base, dtype=_weights_dtype(task), **_quantization(task))
     return PeftModel.from_pretrained(base, task.adapter, is_trainable=True)
+
+
+def _quantization(task: Task) -> dict[str, Any]:
+    if not task.workload.load_in_4bit:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_weights_dtype(task),
+    )
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def _scoring(task: Task) -> Any:

@@ -39,6 +39,7 @@ class Workload:
     num_iterations: int = 1  # updates on each batch of rollouts
     prompt_length: int | None = None  # tokens; None takes the rows' own prompts
     vocab: int | None = None  # None takes the shape's
+    load_in_4bit: bool = False  # the base, under its adapter
     micro_batch_tokens: int = 1024  # our token budget of one forward
     repeats: int = 5  # counted steps of each side
     bars: Bars = field(default_factory=Bars)
@@ -99,6 +100,7 @@ WORKLOADS = [
     Workload("sft 8 rows", "sft", bars=Bars(speedup=2)),
     Workload("rm 8 pairs", "rm", bars=Bars(speedup=3)),
     Workload("dpo 8 pairs", "dpo", bars=Bars(speedup=5, memory=1 / 5)),
+    Workload("dpo 8 pairs, 4 bits", "dpo", load_in_4bit=True),
     Workload("grpo 4x4x64", "grpo", rows=4, num_samples=4, bars=Bars(speedup=5, memory=1 / 4)),
     Workload("grpo 2x4x64, two updates", "grpo", rows=2, num_samples=4, num_iterations=2),
     Workload("grpo 4x8x128", "grpo", rows=4, num_samples=8, completion_length=128, bars=Bars(speedup=5, memory=1 / 4)),
@@ -117,6 +119,8 @@ WORKLOADS = [
         bars=Bars(peak_share=0.5),
     ),
     Workload("sft 4 rows", "sft", QWEN, rows=4, repeats=3),
+    Workload("dpo 4 pairs", "dpo", QWEN, rows=4, repeats=3),
+    Workload("dpo 4 pairs, 4 bits", "dpo", QWEN, rows=4, repeats=3, load_in_4bit=True),
     Workload("generate 16x64", "generate", QWEN, rows=4, num_samples=4, repeats=3),
     Workload(
         "grpo 2x8x128", "grpo", QWEN, rows=2, num_samples=8, completion_length=128, repeats=3, bars=Bars(gigabytes=6)

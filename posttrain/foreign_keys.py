@@ -6,9 +6,16 @@ Floor 0: a table of hints for error messages; names on the left are TRL's and tr
 from collections.abc import Mapping, Set
 from typing import Any
 
+_FOUR_BITS = "load_in_4bit has NF4, double quantisation, and products in model.dtype; nothing else is offered"
+
 FOREIGN_KEYS: dict[str, str] = {
     "bf16": 'precision is model.dtype = "bfloat16"',
     "fp16": 'precision is model.dtype = "bfloat16"; there is no float16',
+    "bnb_4bit_compute_dtype": _FOUR_BITS,
+    "bnb_4bit_quant_type": _FOUR_BITS,
+    "bnb_4bit_use_double_quant": _FOUR_BITS,
+    "use_bnb_nested_quant": _FOUR_BITS,
+    "load_in_8bit": "frozen weights are in model.dtype, or in 4 bits: model.load_in_4bit = true",
     "dataset_name": "the rows are named by data.source",
     "epsilon": "write both bounds of the clip, epsilon_low and epsilon_high",
     "eval_strategy": 'evaluation is a stage of its own: type = "eval"',

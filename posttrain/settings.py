@@ -42,6 +42,8 @@ class ModelSettings(Settings):
     """Path of a Jinja chat template that replaces the tokenizer's own."""
     layout: Literal["tree", "rows"] = "tree"
     """How completions are laid out: prompt computed once per tree, or one padded row for each completion."""
+    load_in_4bit: bool = False
+    """Keep the frozen base in 4 bits (NF4, double quantisation) under the adapter: QLoRA; needs bitsandbytes."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora_r: Annotated[int, Field(ge=0)] = 0
@@ -54,6 +56,29 @@ class ModelSettings(Settings):
     """Names of the modules that get an adapter, or "all-linear"."""
 
 
+class FilterSettings(Settings):
+    """Which rows to leave out for their quality; by default none. Plain text counts as a completion."""
+
+    min_prompt_characters: Annotated[int, Field(ge=0)] = 0
+    """Leave out rows with a shorter prompt."""
+    max_prompt_characters: Count | None = None
+    """Leave out rows with a longer prompt; None keeps all."""
+    min_completion_characters: Annotated[int, Field(ge=0)] = 0
+    """Leave out rows with a shorter completion; of a pair, either one."""
+    max_completion_characters: Count | None = None
+    """Leave out rows with a longer completion; of a pair, either one. None keeps all."""
+    refusals: bool = False
+    """Leave out rows whose completion (of a pair, chosen) declines to answer: "I'm sorry, but I can't help you"."""
+    languages: list[str] = []
+    """Leave out rows in none of these languages (ISO 639-1: en, de, ...); empty keeps all."""
+    min_language_probability: Fraction = 0.001
+    """Leave out a row where its languages together are less likely than this."""
+    duplicates: bool = False
+    """Leave out rows whose prompt and completions repeat an earlier row's but for case and white space."""
+    near_duplicates: Annotated[float, Field(ge=0.5, le=0.95)] | None = None
+    """Leave out rows whose prompt and completions are this similar to an earlier row's (Jaccard; 0.7 is usual)."""
+
+
 class DataSettings(Settings):
     """Which rows to read and how to turn them into prompts."""
 
@@ -63,6 +88,8 @@ class DataSettings(Settings):
     """Local file or directory to read a named source from, instead of the Hub."""
     split: str = "train"
     """Split of the source: train, validation or test."""
+    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the prompts of a source with one split that "test" (or "validation") names; "train" names the others."""
     rows: Count | None = None
     """Read only this many rows (the first ones, after filters); None reads all."""
     prompt_style: str | None = None
@@ -73,6 +100,7 @@ class DataSettings(Settings):
     """Rows with more prompt + completion tokens than this are dropped and counted."""
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     """How many malformed rows to drop before refusing the file."""
+    filters: FilterSettings = FilterSettings()
 
 
 class SamplingSettings(Settings):

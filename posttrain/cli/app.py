@@ -223,6 +223,32 @@ app.command(score)
 
 
 @app.command
+def export(
+    model: str,
+    *,
+    out: Annotated[Path, Parameter(help="Directory to write, in the Hugging Face layout.")],
+    dtype: Annotated[Literal["bfloat16", "float32"], Parameter(help="Precision of the written weights.")] = "bfloat16",
+    compare_4bit: Annotated[
+        bool,
+        Parameter(name=("--compare-4bit", "--compare_4bit"), help="Compare with its base in 4 bits too."),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Merge a trained adapter into its base and write one plain model, after comparing the two.
+
+    Parameters
+    ----------
+    model
+        Directory of a stage, such as runs/demo/dpo, or of an adapter or a model.
+    """
+    from posttrain.pipeline.export import export as write_export
+    from posttrain.pipeline.export import report_lines
+
+    report = write_export(model, out, dtype=dtype, compare_4bit=compare_4bit)
+    print_result(report, "\n".join(report_lines(report)), as_json=as_json)
+
+
+@app.command
 def bench(
     recipe: Annotated[str, Parameter(help="A recipe, or the directory or name of a model.")],
     *overrides: Overrides,

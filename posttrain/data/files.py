@@ -15,7 +15,7 @@ from posttrain.errors import DataError
 
 
 class Fault(StrEnum):
-    """What can be wrong with a row; the last three are left out and told, the others refuse the file."""
+    """What can be wrong with a row; those in LEFT_OUT are left out and told, the others refuse the file."""
 
     JSON = "not valid JSON"
     CSV = "not valid CSV"
@@ -35,9 +35,27 @@ class Fault(StrEnum):
     DUPLICATE = "duplicate row"
     NOT_GRADABLE = "no final answer to grade (a proof, say)"
     SAME = "chosen and rejected are the same"
+    PROMPT_LENGTH = "prompt too short or too long"
+    COMPLETION_LENGTH = "completion too short or too long"
+    REFUSAL = "refusal"
+    LANGUAGE = "in another language"
+    REPEATED = "repeated but for case and white space"
+    NEAR_DUPLICATE = "near duplicate"
 
 
-LEFT_OUT = frozenset({Fault.DUPLICATE, Fault.NOT_GRADABLE, Fault.SAME})  # legitimate in public data sets
+LEFT_OUT = frozenset(
+    {
+        Fault.DUPLICATE,  # legitimate in public data sets
+        Fault.NOT_GRADABLE,
+        Fault.SAME,
+        Fault.PROMPT_LENGTH,  # by a filter that the settings ask for
+        Fault.COMPLETION_LENGTH,
+        Fault.REFUSAL,
+        Fault.LANGUAGE,
+        Fault.REPEATED,
+        Fault.NEAR_DUPLICATE,
+    }
+)
 
 
 class Malformed(Exception):
@@ -49,6 +67,7 @@ class Malformed(Exception):
         self.detail = detail
 
 
+SPLITS = ("train", "validation", "test")
 Record = dict[str, Any]
 Entry = tuple[str, Record | Malformed]  # where it stands ("file.jsonl:12"), and what stands there
 
@@ -72,14 +91,8 @@ def read_path(path: Path, split: str) -> Iterator[Entry]:
 
 def split_files(directory: Path, split: str) -> list[Path]:
     """Return the files of a split in a directory: `test.jsonl`, or shards such as `test-00000-of-00002.parquet`."""
-    found = [
-        file
-        for folder in (directory, directory / "data")
-        if folder.is_dir()
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in READERS
-    ]
-    chosen = [file for file in found if file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))]
+    found = _data_files(directory)
+    chosen = [file for file in found if _is_of_split(file, split)]
     if not chosen:
         listing = ", ".join(file.name for file in found) or "no data file"
         fix = f"--data.path {found[0]}" if found else None
@@ -90,6 +103,26 @@ def split_files(directory: Path, split: str) -> list[Path]:
             f'{directory} holds the split "{split}" more than once: {listing}', fix=f"--data.path {chosen[0]}"
         )
     return chosen
+
+
+def splits_in(directory: Path) -> tuple[str, ...]:
+    """Return the splits that a directory has files of."""
+    found = _data_files(directory)
+    return tuple(split for split in SPLITS if any(_is_of_split(file, split) for file in found))
+
+
+def _data_files(directory: Path) -> list[Path]:
+    return [
+        file
+        for folder in (directory, directory / "data")
+        if folder.is_dir()
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in READERS
+    ]
+
+
+def _is_of_split(file: Path, split: str) -> bool:
+    return file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))
 
 
 def read_jsonl(path: Path) -> Iterator[Entry]:

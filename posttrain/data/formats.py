@@ -129,7 +129,7 @@ def hh_rlhf_pair(record: Record) -> Record:
     r"""Read HH-RLHF: two transcripts of `\n\nHuman:` and `\n\nAssistant:` turns, as conversations."""
     return {
         **_further(record, "chosen", "rejected"),
-        **{name: _transcript(_text(record, name), name) for name in ("chosen", "rejected")},
+        **{name: transcript(_text(record, name), name) for name in ("chosen", "rejected")},
     }
 
 
@@ -253,7 +253,8 @@ def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
     return {"role": SHAREGPT_ROLES[role], "content": content}
 
 
-def _transcript(text: str, name: str) -> list[dict[str, str]]:
+def transcript(text: str, name: str) -> list[dict[str, str]]:
+    r"""Return the turns of a text of `\n\nHuman:` and `\n\nAssistant:`, as HH-RLHF writes them."""
     before, *parts = HH_TURN.split(text)
     if before.strip() or not parts:
         raise Malformed(Fault.TURNS, rf'{name} does not begin with "\n\nHuman:"')

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from posttrain.data.files import Entry, Fault, Malformed, Record
+from posttrain.data.files import SPLITS, Entry, Fault, Malformed, Record
 from posttrain.data.formats import FORMATS, Format, hh_rlhf_pair, oasst_conversations, oasst_pairs
 from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
@@ -37,6 +37,7 @@ class Source:
     problem: Callable[[Record], Problem]
     columns: tuple[str, ...]  # without these nothing can be read
     prompt_style: str  # where the settings name none
+    splits: tuple[str, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class TableSource:
     fetch: Callable[[str, int | None, int], Iterator[Entry]]
     format: Format
     gather: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
+    splits: tuple[str, ...] = ("train", "test")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -207,26 +209,34 @@ HH_RLHF = Format(("chosen", "rejected"), "preference", hh_rlhf_pair)
 PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")
 
 SOURCES: dict[str, Source | TableSource] = {
-    "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano"),
+    "nano": Source(fetch_nano, nano_problem, ("question", "answer"), "nano", SPLITS),
     "gsm8k": Source(partial(fetch_hub, "openai/gsm8k", "main"), gsm8k_problem, ("question", "answer"), "r1_zero"),
     "math": Source(
         partial(fetch_hub, "DigitalLearningGmbH/MATH-lighteval", None), math_problem, ("problem",), "r1_zero"
     ),
-    "math500": Source(partial(fetch_hub, "HuggingFaceH4/MATH-500", None), math_problem, ("problem",), "r1_zero"),
+    "math500": Source(
+        partial(fetch_hub, "HuggingFaceH4/MATH-500", None), math_problem, ("problem",), "r1_zero", ("test",)
+    ),
     "numina_math_cot": Source(
         partial(fetch_hub, "AI-MO/NuminaMath-CoT", None), numina_problem, ("problem", "solution"), "r1_zero"
     ),
-    "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano"),
-    "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano"),
-    "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano"),
+    "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
+    "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
+    "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
     "ultrafeedback_binarized": TableSource(
         partial(fetch_hub, "HuggingFaceH4/ultrafeedback_binarized", None, suffix="_prefs"),
         FORMATS["ultrafeedback_binarized"],
     ),
-    "ultrafeedback": TableSource(partial(fetch_hub, "openbmb/UltraFeedback", None), FORMATS["ultrafeedback"]),
-    "orca_dpo": TableSource(partial(fetch_hub, "Intel/orca_dpo_pairs", None), FORMATS["orca_dpo"]),
+    "ultrafeedback": TableSource(
+        partial(fetch_hub, "openbmb/UltraFeedback", None), FORMATS["ultrafeedback"], splits=("train",)
+    ),
+    "orca_dpo": TableSource(partial(fetch_hub, "Intel/orca_dpo_pairs", None), FORMATS["orca_dpo"], splits=("train",)),
     "hh_rlhf": TableSource(partial(fetch_hub, "Anthropic/hh-rlhf", None), HH_RLHF),
-    "alpaca": TableSource(partial(fetch_hub, "tatsu-lab/alpaca", None), FORMATS["alpaca"]),
-    "oasst": TableSource(partial(fetch_hub, "OpenAssistant/oasst2", None), CONVERSATION, oasst_conversations),
-    "oasst_pairs": TableSource(partial(fetch_hub, "OpenAssistant/oasst2", None), PREFERENCE, oasst_pairs),
+    "alpaca": TableSource(partial(fetch_hub, "tatsu-lab/alpaca", None), FORMATS["alpaca"], splits=("train",)),
+    "oasst": TableSource(
+        partial(fetch_hub, "OpenAssistant/oasst2", None), CONVERSATION, oasst_conversations, ("train", "validation")
+    ),
+    "oasst_pairs": TableSource(
+        partial(fetch_hub, "OpenAssistant/oasst2", None), PREFERENCE, oasst_pairs, ("train", "validation")
+    ),
 }

@@ -192,6 +192,11 @@ def _cut_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     return chosen[:size], chosen[size:], rejected[size:]
 
 
+def normalised(text: str) -> str:
+    """Return a text without what says nothing new: case, and white space but for one space between words."""
+    return " ".join(text.split()).casefold()
+
+
 def _bare(text: Text) -> list[str]:
     """Return the contents without the white space around them, which chat templates may trim."""
     return [text.strip()] if isinstance(text, str) else [f"{turn['role']} {turn['content'].strip()}" for turn in text]

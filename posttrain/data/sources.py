@@ -1,7 +1,7 @@
 """Loads the rows that a stage or evaluation asks for, checks every one of them, and says what was wrong where.
 
 Floor 1. A source is a name in SOURCES or a file in one of TRL's schemas. A malformed row refuses the file, unless
-`max_bad_rows` allows it; duplicates and ungradable problems are left out and told.
+`max_bad_rows` allows it; duplicates, ungradable problems and what the filters find are left out and told.
 """
 
 import logging
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from posttrain.data.columns import check_renames, closest, column_names, missing_column, preference_pairs, rename
 from posttrain.data.files import LEFT_OUT, Entry, Fault, Malformed, Record, read_path
+from posttrain.data.filters import make_filters
 from posttrain.data.formats import format_of
+from posttrain.data.held_out import is_in_split, split_to_read
 from posttrain.data.named import SOURCES, Source, TableSource, problem_row
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.data.rows import Kind, Row, build_row, kind_of, record_id
@@ -72,7 +74,8 @@ def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
     """Return a source's rows, in its order and with distinct ids; raise DataError when more are bad than allowed.
 
     `kinds` are those that the stage wants, where columns could mean several. `seed` matters to generated sources
-    alone; `split` to named sources and directories, not to a single file.
+    alone; `split` to named sources and directories, and to a single file where `held_out` makes splits of it. Filters
+    leave fewer than `settings.rows` of a generated source, which makes no more than these.
     """
     scan = scan_rows(settings, seed=seed, kinds=kinds)
     place, bad = place_of(settings), scan.tally.bad_rows()
@@ -92,38 +95,57 @@ def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
 
 
 def scan_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()) -> Scan:
-    """Read a source up to `settings.rows` usable rows and tally what cannot be used."""
+    """Read a source up to `settings.rows` usable rows and tally what cannot be used.
+
+    Filters see the rows of both sides of `held_out`, so that no row is like one on the other side.
+    """
     entries = open_source(settings, seed=seed)
     head = list(islice(entries, PEEKED_ROWS))
-    read = row_reader(settings, [record for _, record in head if not isinstance(record, Malformed)], kinds)
-    rows: dict[str, Row] = {}
+    first = [record for _, record in head if not isinstance(record, Malformed)]
+    read, read_bare = row_reader(settings, first, kinds), row_reader(_without_style(settings), first, kinds)
+    filters = make_filters(settings.filters)
+    rows: list[Row] = []
+    origins: dict[str, str] = {}
     tally = Tally()
     for origin, record in chain(head, entries):
         try:
             if isinstance(record, Malformed):
                 raise record
             row = read(record, origin)
-            if row.id in rows:
-                raise Malformed(Fault.DUPLICATE, f"as {rows[row.id].origin}")
+            if row.id in origins:
+                raise Malformed(Fault.DUPLICATE, f"as {origins[row.id]}")
+            origins[row.id] = origin
+            bare = read_bare(record, origin) if filters or settings.held_out else row
+            for check in filters:
+                check(bare)
         except Malformed as malformed:
             tally.add(origin, malformed)
             continue
-        rows[row.id] = row
+        if settings.held_out and not is_in_split(bare, settings):
+            continue
+        rows.append(row)
         if len(rows) == settings.rows:
             break
-    return Scan(list(rows.values()), tally)
+    return Scan(rows, tally)
+
+
+def _without_style(settings: DataSettings) -> DataSettings:
+    """Return settings that read prompts without a style around them, and problems as plain questions."""
+    style = "question" if isinstance(SOURCES.get(settings.source), Source) else None
+    return settings.model_copy(update={"prompt_style": style})
 
 
 def place_of(settings: DataSettings) -> str:
     """Return what messages call the source."""
-    return f"{settings.source} ({settings.path})" if settings.path else settings.source
+    place = f"{settings.source} ({settings.path})" if settings.path else settings.source
+    return f"{place} ({settings.split}, {settings.held_out:g} held out)" if settings.held_out else place
 
 
 def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
     """Return the entries of the named source, file or directory that the settings mean, unread."""
-    source = SOURCES.get(settings.source)
+    source, split = SOURCES.get(settings.source), split_to_read(settings)
     if source is not None and settings.path is None:
-        entries = source.fetch(settings.split, settings.rows, seed)
+        entries = source.fetch(split, settings.rows, seed)
         return source.gather(entries) if isinstance(source, TableSource) else entries
     if source is None and settings.path is not None:
         raise ConfigError(
@@ -132,7 +154,7 @@ def open_source(settings: DataSettings, *, seed: int) -> Iterator[Entry]:
         )
     path = Path(settings.path or settings.source)
     if path.exists():
-        entries = read_path(path, settings.split)
+        entries = read_path(path, split)
         return source.gather(entries) if isinstance(source, TableSource) else entries
     if source is not None:
         raise DataError(f"{settings.source}: no such file or directory: {path}")

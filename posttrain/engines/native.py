@@ -39,9 +39,9 @@ class NativeEngine:
         self._should_stop = should_stop
         with no_init_weights():
             # A copy of the config, because from_config writes the attention's name into the one it gets.
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(policy.model.config), dtype=policy.dtype, attn_implementation="eager"
-            )
+            config = copy.deepcopy(policy.model.config)
+            config.__dict__.pop("quantization_config", None)  # the copy's weights are whole
+            model = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="eager")
         model.tie_weights()
         self._model: PreTrainedModel | None = model.to(policy.device).eval().requires_grad_(False)
         self._weights: InferenceWeights | None = InferenceWeights(model)

@@ -5,7 +5,7 @@ Floor 1: the one place that decides which weights are trained, in which precisio
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from jinja2 import TemplateError
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from safetensors.torch import load_file
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,19 +31,12 @@ from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.compiled_layers import compile_layers
 from posttrain.models.devices import keep_freed_memory, resolve_device, resolve_dtype
-from posttrain.models.files import (
-    ADAPTER_WEIGHTS,
-    HEAD,
-    SAVED_HEAD,
-    base_of_adapter,
-    is_adapter,
-    locate,
-    refuse_classifier,
-    require_classifier,
-)
+from posttrain.models.files import HEAD, base_of_adapter, is_adapter, locate, refuse_classifier, require_classifier
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
+from posttrain.models.quantized import quantization, use_dense_products
+from posttrain.models.score_heads import check_head, expect_head, saved_head
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
@@ -75,8 +67,8 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     """Load a model with its tokenizer, dropout off, on its device.
 
     With `lora_r` 0 every weight is trained, kept in float32 and multiplied in `dtype`; with an adapter, the base is
-    frozen in `dtype` and the adapter is float32. An adapter folder continues its adapter, with a frozen copy of it as
-    reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
+    frozen in `dtype`, or in 4 bits, and the adapter is float32. An adapter folder continues its adapter, with a frozen
+    copy of it as reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
     """
     refuse_classifier(settings.name_or_path)
     return _load(settings, AutoModelForCausalLM, seed=seed, trainable=trainable)
@@ -90,9 +82,7 @@ def load_reward_model(settings: ModelSettings) -> LoadedModel:
     """
     require_classifier(settings.name_or_path)
     loaded = _load(settings, AutoModelForSequenceClassification, seed=0, trainable=False)
-    head = getattr(plain_model(loaded.model), HEAD, None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
-        raise ModelError(f"{settings.name_or_path} is no reward model: expected a linear head `{HEAD}` with one output")
+    check_head(plain_model(loaded.model), settings.name_or_path)
     return loaded
 
 
@@ -103,7 +93,13 @@ def _load(settings: ModelSettings, auto_class: AutoClass, *, seed: int, trainabl
         keep_freed_memory()
     adapter, base = _adapter_and_base(settings.name_or_path)
     full = trainable and adapter is None and settings.lora_r == 0
-    plain = _load_plain(base, settings, torch.float32 if full else dtype, auto_class, brings_head=adapter is not None)
+    if full and settings.load_in_4bit:
+        raise ModelError("load_in_4bit trains an adapter on frozen weights, and lora_r is 0", fix="model.lora_r = 16")
+    config = _load_config(base, settings)
+    lacking: set[str] = set()
+    if auto_class is AutoModelForSequenceClassification:
+        lacking = expect_head(config, from_adapter=adapter is not None)
+    plain = _load_plain(base, config, settings, torch.float32 if full else dtype, device, auto_class, lacking=lacking)
     plain.compute_dtype = dtype  # type: ignore[assignment]
     nn.Module.to(plain, device)
     tokenizer = _load_tokenizer(adapter, base, settings)
@@ -141,20 +137,33 @@ def _adapter_and_base(name: str) -> tuple[Path | None, str]:
     return directory, base_of_adapter(directory)
 
 
+def _load_config(name: str, settings: ModelSettings) -> PretrainedConfig:
+    directory = locate(name)
+    revision = {"revision": settings.revision} if directory is None and settings.revision else {}
+    config = _from_pretrained(AutoConfig.from_pretrained, str(directory or name), directory, **revision)
+    assert isinstance(config, PretrainedConfig)
+    _zero_dropout(config)
+    return config
+
+
 def _load_plain(
-    name: str, settings: ModelSettings, dtype: torch.dtype, auto_class: AutoClass, *, brings_head: bool
+    name: str,
+    config: PretrainedConfig,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    auto_class: AutoClass,
+    *,
+    lacking: Set[str],
 ) -> PreTrainedModel:
-    """Load a whole model; where its adapter brings the score head, the base may lack it."""
+    """Load a whole model, all weights of which must be there but those that it may be lacking."""
     directory = locate(name)
     source = str(directory or name)
-    revision = {"revision": settings.revision} if directory is None and settings.revision else {}
-    config = _from_pretrained(AutoConfig.from_pretrained, source, directory, **revision)
-    _zero_dropout(config)
-    lacking: set[str] = set()
-    if auto_class is AutoModelForSequenceClassification:
-        _keep_head_in_float32(config)
-        if brings_head:
-            config.num_labels, lacking = 1, {f"{HEAD}.weight"}
+    options: dict[str, Any] = {"revision": settings.revision} if directory is None and settings.revision else {}
+    if quantizing := quantization(config, source, dtype, wanted=settings.load_in_4bit):
+        options["quantization_config"] = quantizing
+    if settings.load_in_4bit:
+        options["device_map"] = {"": str(device)}  # else transformers would take a GPU where there is one
     with _load_report_off():
         loaded: Any = _from_pretrained(
             auto_class.from_pretrained,
@@ -164,7 +173,7 @@ def _load_plain(
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            **revision,
+            **options,
         )
     model, info = loaded
     if missing := sorted(info["missing_keys"] - lacking) + sorted(str(key) for key in info["mismatched_keys"]):
@@ -173,15 +182,8 @@ def _load_plain(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_dense_products(model)
     return model
-
-
-def _keep_head_in_float32(config: PretrainedConfig) -> None:
-    """Let transformers' classification model of this architecture load its score head in float32, whatever the rest."""
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise ModelError(f"transformers has no sequence classification model for {config.model_type}")
-    classifier: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
-    classifier._keep_in_fp32_modules_strict = {*(classifier._keep_in_fp32_modules_strict or ()), HEAD}
 
 
 @contextmanager
@@ -245,7 +247,7 @@ def _check_vocabulary(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 def _eos_ids(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the end-of-sequence ids of generation config, config, tokenizer and chat template together."""
     config = getattr(plain, "generation_config", None)  # a classification model has none
-    generation = config.eos_token_id if config is not None else None
+    generation = None if config is None else config.eos_token_id
     ids = set(_turn_end_ids(tokenizer))
     for found in (generation, plain.config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         ids.update(found if isinstance(found, list | tuple) else () if found is None else (found,))
@@ -286,7 +288,7 @@ def _with_adapter(
 
 
 def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSettings, *, trainable: bool) -> PeftModel:
-    head = _saved_head(adapter) if hasattr(plain, HEAD) else None
+    head = saved_head(adapter) if hasattr(plain, HEAD) else None
     try:
         model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
         if trainable:
@@ -306,21 +308,10 @@ def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSet
     return model
 
 
-def _saved_head(adapter: Path) -> nn.Linear:
-    """Return the score head of an adapter, in float32."""
-    saved = load_file(adapter / ADAPTER_WEIGHTS)
-    if SAVED_HEAD not in saved:
-        raise ModelError(f"{adapter / ADAPTER_WEIGHTS} has no {SAVED_HEAD}: the adapter brings no score head")
-    weight = saved[SAVED_HEAD].float()
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    head.weight = nn.Parameter(weight)
-    return head
-
-
 def _set_adapter_dropout(model: PeftModel, rate: float) -> None:
     """Replace the dropout that a saved adapter brings by the settings' own, and by none on the reference."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, LoraLayer):
             for name in module.lora_dropout:
                 trained = rate > 0 and name == POLICY_ADAPTER
                 module.lora_dropout[name] = nn.Dropout(rate) if trained else nn.Identity()
@@ -343,8 +334,13 @@ def save_model(loaded: LoadedModel, directory: Path | str) -> None:
 
 
 def export_merged(loaded: LoadedModel, directory: Path | str) -> None:
-    """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer."""
+    """Write a plain model in `dtype`, adapters folded in, that AutoModelForCausalLM loads; and the tokenizer.
+
+    Raises ModelError for a base in 4 bits: what it would write is the rounded base.
+    """
     plain = plain_model(loaded.model)
+    if hasattr(plain.config, "quantization_config"):
+        raise ModelError("an adapter is merged into the base as it was, not out of 4 bits", fix="load_in_4bit = false")
     with torch.device("meta"):
         merged = type(plain)(copy.deepcopy(plain.config))
     weights = {name: tensor.to(loaded.dtype) for name, tensor in folded_weights(loaded.model)}

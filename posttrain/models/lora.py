@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from posttrain.errors import ModelError
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora_linear import fuse_adapters
+from posttrain.models.quantized import dense_weight
 from posttrain.settings import ModelSettings
 
 POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "ref"
@@ -57,7 +58,11 @@ def check_adapters(model: PeftModel) -> None:
     for name, module in plain.named_modules():
         if not isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
             continue
-        plain_lora = isinstance(module, LoraLinear) and not module.lora_variant and not any(module.lora_bias.values())
+        plain_lora = (
+            isinstance(module, LoraLayer)
+            and isinstance(module.base_layer, nn.Linear)
+            and not (module.lora_variant or any(module.lora_bias.values()))
+        )
         if module in ends or not plain_lora:
             raise ModelError(
                 f"the adapter changes {name} in a way other than LoRA on a linear layer inside the model",
@@ -70,23 +75,23 @@ def folded_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of each parameter of the plain transformers model, with the active adapter folded in.
 
     A folded tensor is new: W + delta in float32, cast to W's dtype, so W itself never drifts. Others are the model's
-    own memory. Tied weights come once, as in `named_parameters`.
+    own memory; weights in 4 bits come out of them. Tied weights come once, as in `named_parameters`.
     """
     plain = plain_model(model)
     deltas = {f"{name}.base_layer.weight": module for name, module in plain.named_modules() if _adapts(module)}
     for name, parameter in plain.named_parameters():
         if name in deltas:
-            layer = deltas[name]
-            folded = parameter.float()
+            layer, weight = deltas[name], dense_weight(parameter)
+            folded = weight.float()
             for adapter in layer.active_adapters:
                 folded = folded + layer.get_delta_weight(adapter).float()
-            yield name.replace(".base_layer.", "."), folded.to(parameter.dtype)
+            yield name.replace(".base_layer.", "."), folded.to(weight.dtype)
         elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), parameter.detach()
+            yield name.replace(".base_layer.", "."), dense_weight(parameter).detach()
 
 
 def _adapts(module: nn.Module) -> bool:
-    return isinstance(module, LoraLinear) and not module.disable_adapters
+    return isinstance(module, LoraLayer) and not module.disable_adapters
 
 
 @contextmanager

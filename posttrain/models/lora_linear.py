@@ -4,70 +4,74 @@ Floor 1: the arithmetic of Hu et al. 2021, arXiv 2106.09685, in the dtype of the
 the adapter's float32 and autocast casts it back, for each layer, and both copies stay until the backward pass.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from posttrain.models.quantized import dense_weight
+
 
 def fuse_adapters(model: PeftModel) -> None:
-    """Let the plain LoRA layers of the model compute by `FusedLoraLinear`; names, weights and files stay peft's."""
+    """Let the LoRA layers on linear layers compute by `FusedLoraLinear`; names, weights and files stay peft's."""
     for module in model.modules():
-        if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
-            module.__class__ = FusedLoraLinear
+        if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
+            module.__class__ = type(f"Fused{type(module).__name__}", (FusedLoraLinear, type(module)), {})
 
 
-class FusedLoraLinear(LoraLinear):
+class FusedLoraLinear:
     """x W^T + bias + scaling (x A^T) B^T, where one adapter is active; peft's own forward in every other case."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return `(..., out)` of `(..., in)` in the frozen weight's dtype."""
-        active = [name for name in self.active_adapters if name in self.lora_A]
+        layer: Any = self
+        active = [name for name in layer.active_adapters if name in layer.lora_A]
         plain = (
-            not (args or kwargs or self.disable_adapters or self.merged)
+            not (args or kwargs or layer.disable_adapters or layer.merged)
             and len(active) == 1
-            and active[0] not in self.lora_variant
-            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
-            and not (self.training and isinstance(self.lora_dropout[active[0]], nn.Dropout))
+            and active[0] not in layer.lora_variant
+            and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
+            and not (layer.training and isinstance(layer.lora_dropout[active[0]], nn.Dropout))
         )
         if not plain:
-            return super().forward(x, *args, **kwargs)
-        base = self.base_layer
-        assert isinstance(base, nn.Linear)
-        lora_a, lora_b = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
+            own: Any = super()
+            return cast(Tensor, own.forward(x, *args, **kwargs))
+        base, lora_a, lora_b = layer.base_layer, layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
         with torch.autocast(x.device.type, enabled=False):
-            return _LoraProduct.apply(
-                x.to(base.weight.dtype), base.weight, base.bias, lora_a, lora_b, self.scaling[active[0]]
-            )
+            product = _LoraProduct.apply(x, base.weight, base.bias, lora_a, lora_b, layer.scaling[active[0]])
+        return cast(Tensor, product)
 
 
 class _LoraProduct(torch.autograd.Function):
-    """The frozen weight gets no gradient, and the input is kept once for both products."""
+    """The frozen weight, which may lie in 4 bits, gets no gradient; the input is kept once for both products."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        a, b = lora_a.to(weight.dtype), (lora_b * scaling).to(weight.dtype)  # (r, in), (out, r)
+        dense = dense_weight(weight)  # (out, in)
+        flat = x.reshape(-1, x.shape[-1]).to(dense.dtype)  # (N, in)
+        a, b = lora_a.to(dense.dtype), (lora_b * scaling).to(dense.dtype)  # (r, in), (out, r)
         inner = flat @ a.T  # (N, r)
-        out = nn.functional.linear(flat, weight, bias).addmm_(inner, b.T)
-        ctx.save_for_backward(flat, inner, weight, a, b)
-        ctx.scaling, ctx.adapter_dtype = scaling, lora_a.dtype
-        return out.view(*x.shape[:-1], weight.shape[0])
+        out = nn.functional.linear(flat, dense, bias).addmm_(inner, b.T)
+        ctx.save_for_backward(flat, inner, a, b)
+        ctx.weight = weight  # frozen: nothing can change it before the backward pass
+        ctx.scaling, ctx.dtype, ctx.adapter_dtype = scaling, x.dtype, lora_a.dtype
+        return out.view(*x.shape[:-1], len(dense))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, weight, a, b = ctx.saved_tensors
+        flat, inner, a, b = ctx.saved_tensors
         grad = grad_out.reshape(-1, grad_out.shape[-1])  # (N, out)
         grad_inner = grad @ b  # (N, r)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, a).view(*grad_out.shape[:-1], weight.shape[1])
+            grad_x = (grad @ dense_weight(ctx.weight)).addmm_(grad_inner, a)
+            grad_x = grad_x.view(*grad_out.shape[:-1], flat.shape[1]).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
             grad_a = (grad_inner.T @ flat).to(ctx.adapter_dtype)
         if ctx.needs_input_grad[4]:

@@ -6,6 +6,8 @@ Floor 6: settings, names and the presence of files; loads neither torch nor rows
 from collections.abc import Iterator
 
 from posttrain.config import near_match
+from posttrain.data.filters import check_languages
+from posttrain.data.held_out import split_to_read
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.data.sources import open_source
 from posttrain.errors import ConfigError, DataError, PosttrainError
@@ -26,11 +28,21 @@ def stage_problems(settings: StageSettings) -> Iterator[tuple[str, PosttrainErro
 
 
 def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
-    """Yield an unknown prompt style or source, and files that are not there."""
+    """Yield an unknown prompt style, source, split or language, and files that are not there."""
     style = data.prompt_style
     if style is not None and style not in PROMPT_STYLES:
         near = near_match(style, list(PROMPT_STYLES), known=list(PROMPT_STYLES))
         yield "data.prompt_style", ConfigError(f"no prompt style {style}{near}")
+    if data.filters.languages:
+        try:
+            check_languages(data.filters.languages)
+        except ConfigError as error:
+            yield "data.filters.languages", error
+    try:
+        split_to_read(data)
+    except ConfigError as error:
+        yield "data.held_out" if data.held_out else "data.split", error
+        return
     try:
         open_source(data, seed=0)
         data_files(data)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.data.files import split_files
+from posttrain.data.held_out import split_to_read
 from posttrain.data.named import SOURCES
 from posttrain.evals.tasks import find_task, task_data
 from posttrain.models.files import base_of_adapter, is_adapter, locate
@@ -43,7 +44,7 @@ def data_files(data: DataSettings) -> list[Path]:
     if data.source in SOURCES and data.path is None:
         return []
     path = Path(data.path or data.source)
-    return split_files(path, data.split) if path.is_dir() else [path]
+    return split_files(path, split_to_read(data)) if path.is_dir() else [path]
 
 
 def input_hashes(settings: StageSettings, *, own_model: bool, own_reward_model: bool = True) -> dict[str, str]:

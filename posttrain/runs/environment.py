@@ -14,7 +14,10 @@ from typing import Any
 
 from posttrain.kernels.library import compiler_version
 
-PACKAGES = ("posttrain", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pyarrow")
+PACKAGES = (
+    *("posttrain", "torch", "transformers", "tokenizers", "peft", "bitsandbytes"),
+    *("safetensors", "numpy", "pyarrow"),
+)
 
 
 def describe_environment(seed: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from posttrain.algorithms.preferences import sequence_logprobs
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import completion_logprobs, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, frozen_copy, reference
+from posttrain.models.quantized import dense_weight
 from posttrain.records import TokenTree
 from posttrain.runs import durable
 from posttrain.runs.tensor_files import load_tensors, tensor_chunks
@@ -116,7 +117,8 @@ def _cache_key(loaded: LoadedModel, trees: Mapping[str, TokenTree]) -> str:
     for name, parameter in plain.named_parameters():
         if f".{POLICY_ADAPTER}." not in name:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            weight = dense_weight(parameter).detach().cpu().contiguous()
+            digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     for row_id, tree in trees.items():
         digest.update(f"{row_id}{tree}".encode())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """Reward modelling: a score for each completion, learned from preference pairs, and how far it can be trusted.
 
 Floor 5. Bradley-Terry (`algorithms/preferences.bradley_terry_loss`) on prompt trees of two branches. The pairs of some
-prompts are held out; the result, and a file beside the weights, say in words whether the scores order them better
-than chance, and what else they like.
+conversations are held out; the result, and a file beside the weights, say in words whether the scores order them
+better than chance, and what else they like.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from posttrain.algorithms.preferences import bradley_terry_loss
 from posttrain.data.chat import drop_overlong
+from posttrain.data.held_out import conversation_key
 from posttrain.data.loader import Loader
 from posttrain.data.pairs import render_preference
+from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.data.trees import TreeBatch
 from posttrain.errors import DataError
@@ -46,7 +48,7 @@ def rm(settings: RmSettings, run: StageRun) -> None:
     trees, dropped = drop_overlong(
         rows, lambda row: render_preference(row, loaded.tokenizer), max_length=loaded.fit(settings.data.max_length)
     )
-    held_out = held_out_rows(trees, settings)
+    held_out = held_out_rows([row for row in rows if row.id in trees], settings)
     training = [row_id for row_id in trees if row_id not in held_out]
     loader = Loader(training, settings.seed)
     rows_of_step = steps_of_rows(settings, len(training))
@@ -78,21 +80,21 @@ def rm(settings: RmSettings, run: StageRun) -> None:
     run.finish({**counts, "steps": len(rows_of_step), **progress, **report})
 
 
-def held_out_rows(trees: Mapping[str, TokenTree], settings: RmSettings) -> set[str]:
-    """Return the ids of the rows of some prompts, at least one, that are only measured on: chosen by hash and seed.
+def held_out_rows(rows: Sequence[Row], settings: RmSettings) -> set[str]:
+    """Return the ids of the rows of some conversations, at least one, that are only measured on: by hash and seed.
 
-    Prompts are the same when their tokens are: what a template trims or ignores makes no other prompt of one.
+    Prompts that begin alike, such as the turns of one conversation, are held out together.
 
-    Raises DataError where there is no other prompt to train on.
+    Raises DataError where there is no other conversation to train on.
     """
-    by_prompt: dict[str, list[str]] = {}
-    for row_id, tree in trees.items():
-        by_prompt.setdefault(repr(tree.prompt_ids), []).append(row_id)
-    if len(by_prompt) < 2:
-        raise DataError(f"rm trains on some prompts and measures on others, and there is {len(by_prompt)} in all")
-    order = sorted(by_prompt, key=lambda prompt: derive_seed(settings.seed, "held-out", prompt))
+    by_conversation: dict[str, list[str]] = {}
+    for row in rows:
+        by_conversation.setdefault(conversation_key(row), []).append(row.id)
+    if len(by_conversation) < 2:
+        raise DataError(f"rm trains on some prompts and measures on others, and there is {len(by_conversation)} in all")
+    order = sorted(by_conversation, key=lambda key: derive_seed(settings.seed, "held-out", key))
     count = min(max(1, round(settings.eval_fraction * len(order))), len(order) - 1)
-    return {row_id for prompt in order[:count] for row_id in by_prompt[prompt]}
+    return {row_id for key in order[:count] for row_id in by_conversation[key]}
 
 
 def score_share(margins: Sequence[float], settings: RmSettings) -> LossShare:

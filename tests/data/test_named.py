@@ -157,7 +157,7 @@ def test_hub_sources_say_in_one_line_that_they_are_out_of_reach(name: str, tmp_p
     script = (
         "from posttrain.data.sources import load_rows\nfrom posttrain.settings import DataSettings\n"
         "from posttrain.errors import DataError\n"
-        f"try: load_rows(DataSettings(source={name!r}), seed=0)\n"
+        f"try: load_rows(DataSettings(source={name!r}, split={SOURCES[name].splits[0]!r}), seed=0)\n"
         "except DataError as error: print(error)"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -170,7 +170,8 @@ def test_hub_sources_say_in_one_line_that_they_are_out_of_reach(name: str, tmp_p
 def test_nothing_heavy_is_imported_to_read_lines(tmp_path: Path) -> None:
     script = (
         "import sys, posttrain.data.sources, posttrain.data.chat, posttrain.data.loader\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'pandas', 'pyarrow') if name in sys.modules])"
+        "heavy = 'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'datasketch', 'py3langid', 'scipy'\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -19,7 +19,7 @@ def adapted_pair(*, bias: bool = False, **options: object) -> tuple[PeftModel, P
     nn.init.normal_(layer(by_peft).lora_B["default"].weight)
     fused = copy.deepcopy(by_peft)
     fuse_adapters(fused)
-    assert type(layer(fused)) is FusedLoraLinear
+    assert isinstance(layer(fused), FusedLoraLinear)
     return by_peft, fused
 
 

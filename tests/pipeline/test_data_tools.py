@@ -48,6 +48,27 @@ def test_check_counts_every_row(tmp_path: Path) -> None:
     assert "1 malformed: missing column" in text
 
 
+def test_check_counts_what_the_filters_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, GOOD, {"prompt": "Why?", "chosen": "I'm sorry, but I can't do that.", "rejected": "So."})
+    assert call("data", "check", path, "--stage", "dpo", "--filters.refusals", "true", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["usable"], report["malformed"], list(report["faults"])) == (1, 0, ["refusal"])
+    assert report["faults"]["refusal"]["left_out"]
+    assert report["faults"]["refusal"]["first"] == [f"{path}:2 (I'm sorry, but I can't do that.)"]
+    assert call("data", "check", path, "--stage", "dpo", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["usable"] == 2
+
+
+def test_check_counts_one_side_of_a_held_out_split(tmp_path: Path) -> None:
+    path = written(tmp_path, *(GOOD | {"prompt": f"2+{n}?"} for n in range(50)))
+    sides = [
+        check_rows(DataSettings(source=path, held_out=0.3, split=split), stage="dpo") for split in ("train", "test")
+    ]
+    assert sum(side["usable"] for side in sides) == 50
+    assert all(side["usable"] and not side["faults"] for side in sides)
+    assert sides[1]["source"] == f"{path} (test, 0.3 held out)"
+
+
 def test_check_refuses_rows_that_the_stage_cannot_use(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "2+2?"})
     with pytest.raises(DataError, match="rm needs preference pairs"):

@@ -185,12 +185,24 @@ def test_a_stage_with_a_fault_hides_no_later_one_and_makes_up_none(tmp_path):
         ("model.lora_dropout = 0.1", "r.toml:22: stage grpo: model.lora_dropout makes the log-probs"),
         ('data.prompt_style = "boxd"', "r.toml:22: stage grpo: no prompt style boxd; did you mean boxed?"),
         ('data.source = "gsm9k"', "fix: --stage.grpo.data.source gsm8k"),
+        (
+            "data.held_out = 0.1",
+            "r.toml:22: stage grpo: data.held_out is for sources with one split, and nano has train",
+        ),
+        ('data.source = "orca_dpo"\ndata.split = "test"', "fix: --stage.grpo.data.held_out 0.1"),
+        ('data.filters.languages = ["xx"]', 'r.toml:22: stage grpo: data.filters.languages: no language "xx"; known: '),
+        (
+            "data.filters.refusal = true",
+            "r.toml:22: unknown key data.filters.refusal; did you mean data.filters.refusals?",
+        ),
         ('data.source = "gsm8k"\ndata.path = "none.jsonl"', "r.toml:23: stage grpo: gsm8k: no such file or directory"),
         ('data.source = "mine.jsonl"\ndata.path = "none.jsonl"', "r.toml:23: stage grpo: data.path is where a named"),
     ],
 )
 def test_what_a_stage_would_refuse_is_refused_before_anything_starts(tmp_path, line, expected):
-    assert expected in problems(tmp_path, DEMO.replace("seed = 3", line))
+    text = problems(tmp_path, DEMO.replace("seed = 3", line))
+    assert expected in text
+    assert "problems" not in text
 
 
 def test_an_evaluations_task_and_samples_are_checked_too(tmp_path):

@@ -298,6 +298,25 @@ def test_prompts_are_never_in_training_and_measurement(
         run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path))), "one-prompt")
 
 
+def test_turns_of_one_conversation_are_never_in_training_and_measurement(
+    model_directory: str, run_stage: RunStage, tmp_path: Path
+) -> None:
+    def pair(prompt: list[dict[str, str]], n: int) -> dict[str, Any]:
+        replies = {name: [{"role": "assistant", "content": f"{name} {n}"}] for name in ("chosen", "rejected")}
+        return {"prompt": prompt, **replies}
+
+    pairs = []
+    for n in range(3):
+        turns = [{"role": "user", "content": f"Say {n}."}]
+        pairs.append(pair(turns, n))
+        turns = [*turns, {"role": "assistant", "content": "Why?"}, {"role": "user", "content": f"Do. {n}"}]
+        pairs.append(pair(turns, n))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(each) for each in pairs))
+    run = run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path))), "rm")
+    assert (result(run)["rows"], result(run)["held_out_rows"]) == (4, 2)
+
+
 def test_overlong_pairs_are_dropped_and_counted(model_directory: str, run_stage: RunStage) -> None:
     data = DataSettings(source="nano_preferences", rows=20, max_length=110)
     report = result(run_stage(rm, rm_settings(model_directory, data=data, max_steps=1), "rm"))
