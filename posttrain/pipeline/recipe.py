@@ -142,11 +142,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def fed_by(stage: Stage) -> dict[str, str]:
+def fed_by(stage: Stage) -> list[tuple[str, str]]:
     """Return the names of the earlier stages whose artifacts a stage reads, each with what it must produce."""
-    sources = {stage.init_from: "model", stage.reward_from: "reward_model"}
-    named = {name: wanted for name, wanted in sources.items() if name is not None}
-    return named or dict.fromkeys(stage.evaluations, "evaluation")
+    models = [(stage.init_from, "model"), (stage.reward_from, "reward_model")]
+    evaluations = [(name, "evaluation") for name in stage.evaluations]
+    return [(name, wanted) for name, wanted in [*models, *evaluations] if name is not None]
 
 
 def frozen_settings(stage: Stage) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _link_problems(
     keys = {"model": "init_from", "reward_model": "reward_model", "evaluation": "models"}
     lines = {entry.key[0]: entry.origin for entry in reversed(own) if entry.key}
     before = stage_names[: stage_names.index(stage.name)]
-    for name, wanted in fed_by(stage).items():
+    for name, wanted in fed_by(stage):
         line = lines.get(keys[wanted], stage.where)
         needs = f"{line}: stage {stage.name} needs {name}"
         if name not in stage_names:

@@ -116,7 +116,7 @@ def stage_fingerprints(recipe: Recipe) -> dict[str, str]:
     """Return each stage's fingerprint: of its settings, its local data, its starting model, and the stages before."""
     found: dict[str, str] = {}
     for stage in recipe.stages:
-        upstream = {name: found[name] for name in fed_by(stage)}
+        upstream = {name: found[name] for name, _ in fed_by(stage)}
         try:
             inputs = input_hashes(
                 stage.settings, own_model=stage.init_from is None, own_reward_model=stage.reward_from is None

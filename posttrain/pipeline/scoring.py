@@ -250,11 +250,11 @@ def _line(group: Sequence[Scored]) -> dict[str, Any]:
         line["label"] = row.label
     for each in group:
         side = each.candidate.side
-        suffix = "" if side is None else f"_{side}"
+        of_side = "" if side is None else f"{side}_"  # score_chosen would make it a row of UltraFeedback's format
         line |= {
             side or "completion": each.candidate.row.completion,
-            f"score{suffix}": each.score,
-            f"tokens{suffix}": each.tokens,
+            f"{of_side}score": each.score,
+            f"{of_side}tokens": each.tokens,
         }
     return line
 
