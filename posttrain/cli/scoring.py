@@ -38,6 +38,7 @@ def score(
     """
     from posttrain.pipeline.scoring import (
         candidates_of,
+        excerpt,
         pasted,
         report_lines,
         report_of,
@@ -72,9 +73,9 @@ def score(
         write_scores(out, scored)
     if typed:
         for each in scored:
-            text = "not scored: too long" if each.score is None else f"{each.score:.4f}"
+            number = "too long" if each.score is None else f"{each.score:8.4f}"
             content = {"prompt": prompt, "completion": each.candidate.row.completion, "score": each.score}
-            print_result(content | {"tokens": each.tokens}, text, as_json=as_json)
+            print_result(content | {"tokens": each.tokens}, f"{number}  {excerpt(each)}", as_json=as_json)
         return
     report = report_of(reward_model, str(source), scored, correct=correct)
     print_result(report, "\n".join(report_lines(report)), as_json=as_json)

@@ -133,11 +133,14 @@ def bias_report(
         "judged": None if judged is None else within_slopes(judged, [hundreds], prompts)[0],
         "scores_beside_judged": None if judged is None else within_slopes(scores, [hundreds, judged], prompts)[0],
     }
-    biased, sentence = _length_words(slopes["scores"], slopes["judged"], slopes["scores_beside_judged"], judge)
+    _, group, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    spread = float(np.sqrt((_centred(lengths, group) ** 2).sum() / max(1, (sizes - 1).sum())))
+    biased, sentence = _length_words(**slopes, judge=judge, spread=spread)
     style = _style(scores, hundreds, texts, prompts, judged)
     findings = [sentence] * biased + [_style_words(name, row, judge) for name, row in style.items() if row["found"]]
     return {
-        "prompts": int((np.unique(prompts, return_counts=True)[1] > 1).sum()),  # with answers to compare
+        "prompts": int((sizes > 1).sum()),  # with answers to compare
+        "length_spread": spread,
         "length_per_100_tokens": {name: None if slope is None else slope._asdict() for name, slope in slopes.items()},
         "length": sentence,
         "style_at_equal_length": style,
@@ -145,8 +148,14 @@ def bias_report(
     }
 
 
-def _length_words(total: Slope | None, judged: Slope | None, beside: Slope | None, judge: str) -> tuple[bool, str]:
-    """Return whether length is liked for itself, as far as can be told, and what was found in one sentence."""
+def _length_words(
+    scores: Slope | None, judged: Slope | None, scores_beside_judged: Slope | None, *, judge: str, spread: float
+) -> tuple[bool, str]:
+    """Return whether length is liked for itself, as far as can be told, and what was found in one sentence.
+
+    `spread` is the standard deviation of lengths within prompts, in tokens.
+    """
+    total, beside = scores, scores_beside_judged
     if total is None:
         return False, f"length: fewer than {MIN_PROMPTS} prompts have answers that differ in length and in score"
     tested = [total] if beside is None else [total, beside]
@@ -155,16 +164,18 @@ def _length_words(total: Slope | None, judged: Slope | None, beside: Slope | Non
         for slope, p in zip(tested, holm([slope.p for slope in tested]), strict=True)
     ]
     inseparable = judged is not None and (beside is None or abs(judged.standardised) >= INSEPARABLE)
-    own = total if beside is None or not found[1] else beside
-    longer = "longer" if own.slope > 0 else "shorter"
-    biased = True
-    if not any(found):
-        biased, head = False, "no preference for longer or shorter answers"
-    elif beside is None or found[1] or inseparable:
+    follows = judged is not None and judged.p < 1 - CONFIDENCE and judged.slope * total.slope > 0
+    biased = any(found) and (found[-1] or inseparable or not follows)
+    longer = "longer" if (tested[-1] if found[-1] else total).slope > 0 else "shorter"
+    if biased:
         head = f"prefers {longer} answers"
+    elif any(found):
+        head = f"{longer} answers score higher only as far as they are judged better"
     else:
-        biased, head = False, f"{longer} answers score higher only as far as they are judged better"
-    parts = [f"{head}: {_words(total)} per {UNIT} tokens, correlation {total.standardised:+.2f}"]
+        head = "no preference for longer or shorter answers"
+    parts = [
+        f"{head}: {_words(total)}, correlation {total.standardised:+.2f}, where lengths spread by {spread:.3g} tokens"
+    ]
     if judged is not None:
         parts.append(f"the {judge} themselves {_words(judged)}, correlation {judged.standardised:+.2f}")
     if beside is not None:
@@ -201,13 +212,13 @@ def _style(
 def _style_words(name: str, row: dict[str, Any], judge: str) -> str:
     low, high = row["interval"]
     words = f"prefers {'more' if row['slope'] > 0 else 'fewer'} {name} at equal length: {row['slope']:+.2f}"
-    words += f" [{low:+.2f}, {high:+.2f}] standard deviations for one more"
+    words += f" [{low:+.2f}, {high:+.2f}] standard deviations of score for one of it"
     judged = row["judged"]
     return words if judged is None else f"{words}; the {judge} themselves {judged['slope']:+.2f}"
 
 
 def _words(slope: Slope) -> str:
-    return f"{slope.slope:+.3g} [{slope.interval.low:+.3g}, {slope.interval.high:+.3g}]"
+    return f"{slope.slope:+.3g} per {UNIT} tokens [{slope.interval.low:+.3g}, {slope.interval.high:+.3g}]"
 
 
 def _standardised(values: np.ndarray, group: np.ndarray) -> np.ndarray:

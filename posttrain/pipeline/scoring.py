@@ -184,6 +184,12 @@ def text_of(completion: Text | None) -> str:
     return "\n\n".join(turn["content"] for turn in completion if turn["role"] == "assistant")
 
 
+def excerpt(scored: Scored) -> str:
+    """Return the beginning of a completion, in one line."""
+    text = " ".join(text_of(scored.candidate.row.completion).split())
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+
+
 def _candidates(row: Row) -> Iterator[Candidate]:
     if row.kind == "preference":
         for side, completion in (("chosen", row.chosen), ("rejected", row.rejected)):
@@ -269,6 +275,4 @@ def _place(scored: Scored) -> str:
 
 
 def _shown(scored: Scored) -> dict[str, Any]:
-    text = " ".join(text_of(scored.candidate.row.completion).split())
-    short = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
-    return {"score": scored.score, "tokens": scored.tokens, "place": _place(scored), "text": short}
+    return {"score": scored.score, "tokens": scored.tokens, "place": _place(scored), "text": excerpt(scored)}

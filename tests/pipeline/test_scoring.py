@@ -178,12 +178,12 @@ def test_typed_text(reward_model: str, capsys: pytest.CaptureFixture[str]) -> No
         expected(reward_model, ("2+2?", " 4"), ("2+2?", " 5")), abs=1e-5
     )
     assert call("score", reward_model, *flags) == 0
-    assert [float(line) for line in capsys.readouterr().out.splitlines()] == pytest.approx(
-        [each["score"] for each in found], abs=1e-4
-    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [float(number) for number, _ in lines] == pytest.approx([each["score"] for each in found], abs=1e-4)
+    assert [text for _, text in lines] == ["4", "5"]
     assert call("score", reward_model, "--prompt", "2+2?", "--completion", "4", "--chat", "--dtype", "float32") == 0
     (talk,) = expected(reward_model, ([USER], [REPLY]))
-    assert float(capsys.readouterr().out) == pytest.approx(talk, abs=1e-4)
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(talk, abs=1e-4)
 
 
 @pytest.mark.parametrize(
