@@ -12,6 +12,9 @@ from posttrain.errors import ModelError
 
 WEIGHTS, INDEX, ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+REWARD_REPORT = "reward_model.json"  # beside the weights of a reward model: what held-out pairs say of it
+HEAD = "score"  # the name that transformers' classification models have for the score head
+SAVED_HEAD = f"base_model.model.{HEAD}.weight"  # and peft for its weights in the file of an adapter
 CODE_KEYS = ("auto_map", "_attn_implementation_internal")  # transformers would fetch and run code for them
 
 
@@ -56,15 +59,33 @@ def base_of_adapter(directory: Path) -> str:
 def refuse_classifier(name: str) -> None:
     """Raise ModelError for a reward model on disk: read as a language model, it would lose its score head."""
     directory = locate(name)
-    if directory is None:
-        return
-    if is_adapter(directory):
-        classifies = read_json(directory / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
-    else:
-        architectures = read_json(directory / CONFIG).get("architectures") or []
-        classifies = any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
-    if classifies:
+    if directory is not None and _classifies(directory):
         raise ModelError(f"{directory} is a reward model, which writes nothing", fix='name_or_path = "nano"')
+
+
+def require_classifier(name: str) -> None:
+    """Raise ModelError for a model on disk that is no reward model: its score head would be random."""
+    directory = locate(name)
+    if directory is not None and not _classifies(directory):
+        raise ModelError(
+            f"{directory} is a language model, which scores nothing: expected a reward model",
+            fix=f"posttrain rm --model.name_or_path {name}  # makes one: runs/rm/rm/artifact",
+        )
+
+
+def _classifies(directory: Path) -> bool:
+    if is_adapter(directory):
+        return read_json(directory / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
+    architectures = read_json(directory / CONFIG).get("architectures") or []
+    return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
+
+
+def reward_report(name: str) -> dict[str, Any] | None:
+    """Return what a reward model was measured to be when it was made; None where it comes without that."""
+    directory = locate(name)
+    if directory is None or not (directory / REWARD_REPORT).is_file():
+        return None
+    return read_json(directory / REWARD_REPORT)
 
 
 def read_json(path: Path) -> dict[str, Any]:

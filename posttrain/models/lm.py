@@ -4,7 +4,9 @@ Floor 1: the one place that decides which weights are trained, in which precisio
 """
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,10 +15,12 @@ import torch
 from jinja2 import TemplateError
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -28,16 +32,26 @@ from posttrain.errors import ModelError
 from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.compiled_layers import compile_layers
 from posttrain.models.devices import keep_freed_memory, resolve_device, resolve_dtype
-from posttrain.models.files import base_of_adapter, is_adapter, locate, refuse_classifier
+from posttrain.models.files import (
+    ADAPTER_WEIGHTS,
+    HEAD,
+    SAVED_HEAD,
+    base_of_adapter,
+    is_adapter,
+    locate,
+    refuse_classifier,
+    require_classifier,
+)
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
-from posttrain.models.quantized import quantization, use_dense_products
+from posttrain.models.quantized import quantization_options, use_dense_products
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
 
 Result = TypeVar("Result")
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +80,24 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     copy of it as reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
     """
     refuse_classifier(settings.name_or_path)
+    return _load(settings, AutoModelForCausalLM, seed=seed, trainable=trainable)
+
+
+def load_reward_model(settings: ModelSettings) -> LoadedModel:
+    """Load a saved reward model, frozen, with its tokenizer; its score head is the plain model's `score`, in float32.
+
+    It is a sequence classification model with one label, or an adapter with such a head on its base. Raises ModelError
+    for whatever is none or cannot be loaded as it is.
+    """
+    require_classifier(settings.name_or_path)
+    loaded = _load(settings, AutoModelForSequenceClassification, seed=0, trainable=False)
+    head = getattr(plain_model(loaded.model), HEAD, None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
+        raise ModelError(f"{settings.name_or_path} is no reward model: expected a linear head `{HEAD}` with one output")
+    return loaded
+
+
+def _load(settings: ModelSettings, auto_class: AutoClass, *, seed: int, trainable: bool) -> LoadedModel:
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     if device.type == "cpu":
@@ -74,7 +106,8 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     full = trainable and adapter is None and settings.lora_r == 0
     if full and settings.load_in_4bit:
         raise ModelError("load_in_4bit trains an adapter on frozen weights, and lora_r is 0", fix="model.lora_r = 16")
-    plain = _load_plain(base, settings, torch.float32 if full else dtype, device)
+    kept = torch.float32 if full else dtype
+    plain = _load_plain(base, settings, kept, device, auto_class, brings_head=adapter is not None)
     plain.compute_dtype = dtype  # type: ignore[assignment]
     nn.Module.to(plain, device)
     tokenizer = _load_tokenizer(adapter, base, settings)
@@ -112,29 +145,40 @@ def _adapter_and_base(name: str) -> tuple[Path | None, str]:
     return directory, base_of_adapter(directory)
 
 
-def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load_plain(
+    name: str,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    auto_class: AutoClass,
+    *,
+    brings_head: bool,
+) -> PreTrainedModel:
+    """Load a whole model; where its adapter brings the score head, the base may lack it."""
     directory = locate(name)
     source = str(directory or name)
     revision = {"revision": settings.revision} if directory is None and settings.revision else {}
     config = _from_pretrained(AutoConfig.from_pretrained, source, directory, **revision)
     _zero_dropout(config)
-    options: dict[str, Any] = {**revision}
-    if quantizing := quantization(config, source, dtype, wanted=settings.load_in_4bit):
-        options["quantization_config"] = quantizing
-    if settings.load_in_4bit:
-        options["device_map"] = {"": str(device)}  # else transformers would take a GPU where there is one
-    loaded: Any = _from_pretrained(
-        AutoModelForCausalLM.from_pretrained,
-        source,
-        directory,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    options = revision | quantization_options(config, source, dtype, device, wanted=settings.load_in_4bit)
+    lacking: set[str] = set()
+    if auto_class is AutoModelForSequenceClassification:
+        _keep_head_in_float32(config)
+        if brings_head:
+            config.num_labels, lacking = 1, {f"{HEAD}.weight"}
+    with _load_report_off():
+        loaded: Any = _from_pretrained(
+            auto_class.from_pretrained,
+            source,
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+    if missing := sorted(info["missing_keys"] - lacking) + sorted(str(key) for key in info["mismatched_keys"]):
         some = ", ".join(missing[:3])
         raise ModelError(f"{source}: {len(missing)} weights are missing or of another shape than the config's: {some}")
     for module in model.modules():
@@ -142,6 +186,26 @@ def _load_plain(name: str, settings: ModelSettings, dtype: torch.dtype, device: 
             module.p = 0.0
     use_dense_products(model)
     return model
+
+
+def _keep_head_in_float32(config: PretrainedConfig) -> None:
+    """Let transformers' classification model of this architecture load its score head in float32, whatever the rest."""
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ModelError(f"transformers has no sequence classification model for {config.model_type}")
+    classifier: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
+    classifier._keep_in_fp32_modules_strict = {*(classifier._keep_in_fp32_modules_strict or ()), HEAD}
+
+
+@contextmanager
+def _load_report_off() -> Iterator[None]:
+    """Keep transformers' table of missing weights off the terminal: what matters of it is an error here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _from_pretrained(load: Callable[..., Result], source: str, directory: Path | None, **options: Any) -> Result:
@@ -192,7 +256,8 @@ def _check_vocabulary(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def _eos_ids(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the end-of-sequence ids of generation config, config, tokenizer and chat template together."""
-    generation = plain.generation_config.eos_token_id if plain.generation_config is not None else None
+    config = getattr(plain, "generation_config", None)  # a classification model has none
+    generation = config.eos_token_id if config is not None else None
     ids = set(_turn_end_ids(tokenizer))
     for found in (generation, plain.config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         ids.update(found if isinstance(found, list | tuple) else () if found is None else (found,))
@@ -233,12 +298,15 @@ def _with_adapter(
 
 
 def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSettings, *, trainable: bool) -> PeftModel:
+    head = _saved_head(adapter) if hasattr(plain, HEAD) else None
     try:
         model = PeftModel.from_pretrained(plain, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
         if trainable:
             model.load_adapter(str(adapter), adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     except Exception as error:  # peft raises whatever torch, safetensors and json do
         raise ModelError(f"adapter {adapter} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if head is not None:  # in the place of peft's wrapper, whose copy has the base's precision
+        setattr(plain, HEAD, head.to(plain.device))
     check_adapters(model)
     fuse_adapters(model)
     _set_adapter_dropout(model, settings.lora_dropout)
@@ -248,6 +316,17 @@ def _continued_adapter(plain: PreTrainedModel, adapter: Path, settings: ModelSet
             f"lora_r = {settings.lora_r}, and the adapter {adapter} has rank {rank}", fix=f"lora_r = {rank}"
         )
     return model
+
+
+def _saved_head(adapter: Path) -> nn.Linear:
+    """Return the score head of an adapter, in float32."""
+    saved = load_file(adapter / ADAPTER_WEIGHTS)
+    if SAVED_HEAD not in saved:
+        raise ModelError(f"{adapter / ADAPTER_WEIGHTS} has no {SAVED_HEAD}: the adapter brings no score head")
+    weight = saved[SAVED_HEAD].float()
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = nn.Parameter(weight)
+    return head
 
 
 def _set_adapter_dropout(model: PeftModel, rate: float) -> None:

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from posttrain.errors import ModelError
-from posttrain.models.files import ADAPTER_WEIGHTS
+from posttrain.models.files import ADAPTER_WEIGHTS, HEAD, SAVED_HEAD
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import Model, TokenBatch, batch_hidden_states, plain_model
 from posttrain.models.lora import POLICY_ADAPTER
 from posttrain.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
-
-HEAD = "score"  # the name that transformers' classification models have for it
 
 
 def add_score_head(loaded: LoadedModel, *, seed: int) -> None:
@@ -114,6 +112,6 @@ def _save_adapter(model: PeftModel, directory: Path | str) -> None:
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", [HEAD], True
     config.save_pretrained(str(directory))
     weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
-    weights[f"base_model.model.{HEAD}.weight"] = plain_model(model).get_submodule(HEAD).weight
+    weights[SAVED_HEAD] = plain_model(model).get_submodule(HEAD).weight
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(contiguous, Path(directory) / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -17,9 +17,9 @@ from posttrain.algorithms.losses import sft_loss
 from posttrain.algorithms.tokens import token_mean
 from posttrain.data.trees import MicroBatch, TreeBatch, build_batch, cut_micro_batches
 from posttrain.errors import NonFiniteError
+from posttrain.models.files import HEAD
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import Model, TokenLogprobs, completion_logprobs, plain_model
-from posttrain.models.scores import HEAD
 from posttrain.records import TokenTree
 from posttrain.runs.checkpoint import Checkpoint
 from posttrain.runs.training_state import optimizer_tensors, restore_optimizer

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.data.trees import build_batch
 from posttrain.errors import ModelError
-from posttrain.models.lm import LoadedModel, load_model
+from posttrain.models.lm import LoadedModel, load_model, load_reward_model
 from posttrain.models.logprobs import plain_model
 from posttrain.models.scores import add_score_head, completion_scores, save_reward_model
 from posttrain.records import Branch, TokenTree
@@ -69,6 +70,10 @@ def test_saved_scores_are_our_scores(saved: Callable[..., Path], tmp_path: Path,
     for model in models:
         torch.testing.assert_close(reloaded_scores(model, pad_id), expected, rtol=1e-3, atol=1e-4)
     assert expected.std() > 0.05
+    loaded = load_reward_model(ModelSettings(name_or_path=str(tmp_path / "rm"), dtype="float32", device="cpu"))
+    torch.testing.assert_close(scores_of(loaded), reloaded_scores(models[0], pad_id), rtol=1e-5, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not loaded.model.training
     with pytest.raises(ModelError, match="is a reward model"):
         load_model(ModelSettings(name_or_path=str(tmp_path / "rm"), device="cpu"), seed=0)
 
@@ -117,3 +122,72 @@ def test_the_head_is_float32_beside_a_bfloat16_base(saved: Callable[..., Path]) 
 def test_an_architecture_without_a_classifier_is_refused(saved: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="no sequence classification model for Cohere"):
         with_head(saved("cohere"))
+
+
+# --- loading a saved one -------------------------------------------------------------------------------------------
+
+
+def foreign(saved: Callable[..., Path], tmp_path: Path, family: str, *, num_labels: int = 1) -> Path:
+    """Write a classification model as someone else would, with transformers alone; return its directory."""
+    base = saved(family)
+    config = AutoConfig.from_pretrained(base)
+    config.num_labels = num_labels
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    directory = tmp_path / "foreign"
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_scores_of_a_reward_model_of_transformers_and_peft_are_theirs(
+    saved: Callable[..., Path], tmp_path: Path, family: str, adapted: bool
+) -> None:
+    directory = foreign(saved, tmp_path, family)
+    theirs = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    if adapted:
+        torch.manual_seed(2)
+        config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        theirs = get_peft_model(theirs, config)
+        with torch.no_grad():
+            theirs.get_base_model().score.modules_to_save["default"].weight.mul_(-3.0)
+        directory = tmp_path / "adapter"
+        theirs.save_pretrained(directory)
+    loaded = load_reward_model(ModelSettings(name_or_path=str(directory), dtype="float32", device="cpu"))
+    expected = reloaded_scores(theirs, 0)
+    torch.testing.assert_close(scores_of(loaded), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.05
+    assert loaded.layout == "tree"
+
+
+@pytest.mark.parametrize("lora_r", [0, 4])
+def test_the_saved_head_stays_float32_beside_a_bfloat16_base(
+    saved: Callable[..., Path], tmp_path: Path, lora_r: int
+) -> None:
+    trained = with_head(saved(), lora_r=lora_r)
+    save_reward_model(trained, tmp_path / "rm")
+    loaded = load_reward_model(ModelSettings(name_or_path=str(tmp_path / "rm"), dtype="bfloat16", device="cpu"))
+    plain, was = plain_model(loaded.model), plain_model(trained.model)
+    assert torch.equal(plain.get_submodule("score").weight, was.get_submodule("score").weight)
+    assert plain.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_what_is_no_reward_model_is_refused(saved: Callable[..., Path], tmp_path: Path) -> None:
+    def load(directory: Path) -> None:
+        load_reward_model(ModelSettings(name_or_path=str(directory), dtype="float32", device="cpu"))
+
+    with pytest.raises(ModelError, match="is a language model, which scores nothing") as caught:
+        load(saved())
+    assert caught.value.fix is not None
+    assert "posttrain rm" in caught.value.fix
+    with pytest.raises(ModelError, match="expected a linear head `score` with one output"):
+        load(foreign(saved, tmp_path, "llama", num_labels=2))
+    trained = with_head(saved(), lora_r=4)
+    save_reward_model(trained, tmp_path / "rm")
+    weights = tmp_path / "rm" / "adapter_model.safetensors"
+    headless = {name: tensor for name, tensor in load_file(weights).items() if "score" not in name}
+    save_file(headless, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="the adapter brings no score head"):
+        load(tmp_path / "rm")
