@@ -254,13 +254,17 @@ class DpoSettings(RowStageSettings):
 
 
 class GrpoSettings(OptimizedStageSettings):
-    """Group-relative policy optimisation (Shao et al. 2024) with program rewards."""
+    """Group-relative policy optimisation (Shao et al. 2024) with programs or a reward model as rewards."""
 
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
     rewards: dict[str, float] = {"r1_zero": 1.0}
-    """Reward functions and their weights."""
+    """Reward functions and their weights; a weight of 0 only watches. The model's own reward is reward_model."""
+    reward_model: str | None = None
+    """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
+    allow_weak_reward_model: bool = False
+    """Train against a reward model that does no better than chance on its held-out pairs."""
     prompts_per_step: Count = 8
     """Prompts sampled at each step."""
     num_generations: Annotated[int, Field(ge=2)] = 8

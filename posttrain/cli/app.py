@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from posttrain import __version__
 from posttrain.cli.data import data_app
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
+from posttrain.cli.scoring import score
 from posttrain.errors import ConfigError, PosttrainError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ STAGE_HELP = {
     "sft": "Fine-tune a model on completions, conversations or text.",
     "rm": "Train a reward model on preference pairs, and measure it on held-out ones.",
     "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
-    "grpo": "Train a model by group-relative policy optimisation with program rewards.",
+    "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
     "eval": "Sample a task's held-out problems and grade the answers.",
 }
 for _type_name, _help in STAGE_HELP.items():
@@ -219,6 +220,7 @@ def generate(
 
 
 app.command(data_app)
+app.command(score)
 
 
 @app.command

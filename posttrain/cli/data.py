@@ -3,17 +3,13 @@
 Floor 7: parses and prints, no more.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
+from posttrain.cli.parsing import JsonFlag, Overrides, data_settings, print_result
 from posttrain.errors import DataError
-
-if TYPE_CHECKING:
-    from posttrain.settings import DataSettings
 
 data_app = App(name="data", help="Look at rows before a stage does, and make pairs out of a run's completions.")
 Stage = Annotated[Literal["sft", "rm", "dpo", "grpo"], Parameter(help="The stage that is to learn from the rows.")]
@@ -36,7 +32,7 @@ def check(
     source
         A named source or a file.
     """
-    data = _data_settings(source, overrides, "posttrain data check")
+    data = data_settings(source, overrides, "posttrain data check")
     from posttrain.pipeline.data_checks import check_rows, report_lines
 
     report = check_rows(data, stage=stage, model=model)
@@ -64,7 +60,7 @@ def show(
     source
         A named source or a file.
     """
-    data = _data_settings(source, overrides, "posttrain data show")
+    data = data_settings(source, overrides, "posttrain data show")
     from posttrain.pipeline.data_checks import show_rows
 
     for line in show_rows(data, stage=stage, model=model, count=count):
@@ -93,9 +89,3 @@ def pairs(
     found = write_pairs(stage, out, min_gap=min_gap)
     text = f"{found['pairs']} pairs in {out}; {found['groups_without_pair']} groups made none"
     print_result(found, text, as_json=as_json)
-
-
-def _data_settings(source: str, overrides: Sequence[str], verb: str) -> "DataSettings":
-    from posttrain.settings import DataSettings
-
-    return parsed(DataSettings, [f"--source={source}", *overrides], verb)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import DataSettings, Settings
 
 Parsed = TypeVar("Parsed", bound="Settings")
 JsonFlag = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
@@ -26,6 +26,13 @@ def parsed(settings_class: type[Parsed], tokens: Sequence[str], verb: str) -> Pa
     refuse(problems)
     assert resolved is not None
     return resolved.settings
+
+
+def data_settings(source: str, overrides: Sequence[str], verb: str) -> "DataSettings":
+    """Return the settings of a source and of flags without a section, such as --split test."""
+    from posttrain.settings import DataSettings
+
+    return parsed(DataSettings, [f"--source={source}", *overrides], verb)
 
 
 def print_result(content: Any, text: str, *, as_json: bool) -> None:

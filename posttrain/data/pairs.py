@@ -1,6 +1,6 @@
-"""Preference rows as prompt trees: a pair has two branches, a judged completion one.
+"""Preference rows as prompt trees: a pair has two branches, a judged completion one, and so has one to be scored.
 
-Floor 1. The one renderer makes each branch; both stand behind the same prompt ids.
+Floor 1. The one renderer makes each branch; those of a pair stand behind the same prompt ids.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from posttrain.data.chat import render_training_tree
 from posttrain.data.rows import Row
 from posttrain.errors import DataError
-from posttrain.records import TokenTree
+from posttrain.records import Branch, TokenTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,18 @@ def render_preference(row: Row, tokenizer: "PreTrainedTokenizerBase") -> TokenTr
             f"{row.origin}: the chat template renders the prompt in one way before chosen, in another before rejected"
         )
     return TokenTree(chosen.prompt_ids, (*chosen.branches, *rejected.branches))
+
+
+def render_completion(row: Row, tokenizer: "PreTrainedTokenizerBase", *, ended: bool = True) -> TokenTree:
+    """Return the tree of a row's completion as a reward model reads it; one that was cut off has no end token.
+
+    The branch is empty where nothing but the end would be there.
+    """
+    tree = render_training_tree(row, tokenizer)
+    (branch,) = tree.branches
+    if ended or branch.ids[-1] not in {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}:
+        return tree
+    return TokenTree(tree.prompt_ids, (Branch(branch.ids[:-1], branch.mask[:-1]),))
 
 
 def branch_labels(row: Row) -> tuple[bool, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import DataError
-from posttrain.records import TokenTree
+from posttrain.records import Branch, TokenTree
 
 Layout = Literal["tree", "rows"]
 MAX_PADDING = 4  # how many times the token budget attention's grids, padded to the longest, may take
@@ -106,6 +106,19 @@ def build_batch(trees: Sequence[TokenTree], *, layout: Layout = "tree", pad_id: 
         completion_mask=completion_mask,
         token_mask=token_mask,
     )
+
+
+def share_prompts(trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[int]]:
+    """Join trees with equal prompts, so that each is computed once.
+
+    Returns the joined trees, and for each of their branches, in order, its place among all branches given.
+    """
+    by_prompt: dict[tuple[int, ...], list[tuple[int, Branch]]] = {}
+    pairs = ((tree.prompt_ids, branch) for tree in trees for branch in tree.branches)
+    for place, (prompt_ids, branch) in enumerate(pairs):
+        by_prompt.setdefault(prompt_ids, []).append((place, branch))
+    joined = [TokenTree(ids, tuple(branch for _, branch in placed)) for ids, placed in by_prompt.items()]
+    return joined, [place for placed in by_prompt.values() for place, _ in placed]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def pair_report(
     return {
         "pairs": len(margins),
         **_accuracy(correct),
+        "beats_chance": wilson_interval(float(correct.sum()), len(correct)).low > 0.5,
         "ties": float((margins == 0).mean()),
         "mean_margin": float(margins.mean()),
         "longer_chosen": float((gaps > 0)[unequal].mean()) if unequal.any() else None,
@@ -40,11 +41,11 @@ def pair_report(
     }
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """Return in words whether the scores order held-out pairs better than chance."""
+def verdict(report: dict[str, Any], *, what: str = "held-out pairs") -> str:
+    """Return in words whether the scores order the pairs better than chance."""
     interval = Interval(*report["accuracy_interval"])
-    found = f"{report['accuracy']:.1%} [{interval.low:.1%}, {interval.high:.1%}] of {report['pairs']} held-out pairs"
-    if interval.low > 0.5:
+    found = f"{report['accuracy']:.1%} [{interval.low:.1%}, {interval.high:.1%}] of {report['pairs']} {what}"
+    if report["beats_chance"]:
         return f"better than chance: it orders {found} as they were judged"
     if interval.high < 0.5:
         return f"worse than chance: it orders {found} as they were judged, so it has learned the opposite"

@@ -15,7 +15,7 @@ from posttrain.seeds import derive_seed
 Solution = tuple[str, int]  # text, and the answer that it reaches
 Pair = tuple[Solution, Solution]  # chosen, rejected
 
-_SLIPS = 8  # drawn at a time, to choose the wrong solution from
+_FAULTS = 8  # drawn at a time, to choose the wrong solution from
 _PADDING = (
     "Let me think about this carefully.",
     "This is an interesting question about {answer}.",
@@ -42,15 +42,18 @@ def padded(problem: Problem, draw: random.Random) -> str:
 def right_against_wrong(problem: Problem, draw: random.Random) -> Pair:
     """Prefer the right answer: both solutions are written in one style, and length says nothing about which is right.
 
-    A slip is more often shorter than longer, so of several the wrong one is drawn where it could have been as much
-    longer as it is shorter.
+    Three in four of the wrong ones do something that the question does not ask for, which a small model learns to see;
+    few have a slip in the arithmetic, which it does not. As both are more often shorter than longer, the wrong one is
+    drawn among several where it could have been as much longer as it is shorter.
     """
     write = draw.choice((solutions.steps, solutions.terse))
+    fault = solutions.misunderstood if draw.random() < 0.75 else mistaken
     by_gap: dict[int, Problem] = {}
     while not (balanced := [gap for gap in sorted(by_gap) if -gap in by_gap]):
-        for faulty in (mistaken(problem, draw) for _ in range(_SLIPS)):
+        for faulty in (fault(problem, draw) for _ in range(_FAULTS)):
             gap = len(write(faulty)) - len(write(problem)) + len(str(faulty.answer)) - len(str(problem.answer))
             by_gap.setdefault(gap, faulty)
+        fault = mistaken  # where all misunderstandings are longer, or all shorter: a slip can be of equal length
     faulty = by_gap[draw.choice(balanced)]
     return (write(problem), problem.answer), (write(faulty), faulty.answer)
 

@@ -61,6 +61,28 @@ def wrong(problem: Problem, draw: random.Random) -> Problem:
     return Problem(problem.question, tuple(chain))
 
 
+def misunderstood(problem: Problem, draw: random.Random) -> Problem:
+    """Return the problem with one step that the question does not ask for: another operator, or another number.
+
+    The number has as many digits, the steps are computed without a slip, and the answer is another one.
+    """
+    while True:
+        faulty = draw.randrange(problem.level)
+        value = problem.operations[0].left
+        chain: list[Operation] = []
+        for index, operation in enumerate(problem.operations):
+            operator, right = operation.operator, operation.right
+            if index == faulty and draw.random() < 0.5:
+                operator = {"+": "-", "-": "+", "*": "+", "/": "-"}[operator]
+            elif index == faulty:
+                right = draw.randrange(10 ** (len(str(right)) - 1), 10 ** len(str(right)))
+            chain.append(Operation(value, operator, right, apply(operator, value, right)))
+            value = chain[-1].result
+        exact = all(step.operator != "/" or step.left % step.right == 0 for step in chain)
+        if exact and value != problem.answer and all(1 <= step.result <= LARGEST for step in chain):
+            return Problem(problem.question, tuple(chain))
+
+
 def demonstration(problem: Problem, *, seed: int) -> str:
     """Return a right solution in the style that its level and its seed pick."""
     return terse(problem) if random.Random(seed).random() < TERSE_SHARE[problem.level] else steps(problem)

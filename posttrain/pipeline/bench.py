@@ -119,11 +119,17 @@ def bench(recipe: Recipe, runs_dir: str | Path, *, tell: Callable[[str], None] =
             if start is None:
                 skipped.append(f"{stage.name} was not measured: it starts from a model that is not pre-trained yet")
                 continue
+            if stage.reward_from and not (directory / stage.reward_from / "artifact").is_dir():
+                skipped.append(
+                    f"{stage.name} was not measured: its reward model, {stage.reward_from}, is not trained yet"
+                )
+                continue
             tell(f"measuring {stage.name} ({stage.type}) on {start.name_or_path}")
             try:
                 key = (start.device, start.dtype)
                 machine = machines[key] = machines.get(key) or measure_machine(start)
-                stages.append(bench_stage(stage, start, machine))
+                fed = replace(stage, settings=stage_settings(stage, directory))
+                stages.append(bench_stage(fed, start, machine))
             except PosttrainError as error:
                 stage.name_in(error)
                 raise

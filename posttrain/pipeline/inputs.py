@@ -47,8 +47,8 @@ def data_files(data: DataSettings) -> list[Path]:
     return split_files(path, split_to_read(data)) if path.is_dir() else [path]
 
 
-def input_hashes(settings: StageSettings, *, own_model: bool) -> dict[str, str]:
-    """Return a hash for each input: data, model (where it is no earlier stage's) and chat template.
+def input_hashes(settings: StageSettings, *, own_model: bool, own_reward_model: bool = True) -> dict[str, str]:
+    """Return a hash for each input: data, model and reward model (where it is no earlier stage's) and chat template.
 
     Raises ModelError or DataError where one is missing.
     """
@@ -60,6 +60,9 @@ def input_hashes(settings: StageSettings, *, own_model: bool) -> dict[str, str]:
             hashes["model"] = model
         if (template := settings.model.chat_template) and Path(template).is_file():
             hashes["chat_template"] = hash_file(Path(template)).sha256
+    if isinstance(settings, GrpoSettings) and settings.reward_model is not None and own_reward_model:
+        scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
+        hashes |= {} if scorer is None else {"reward_model": scorer}
     return hashes
 
 

@@ -40,6 +40,7 @@ def preview(recipe: Recipe, runs_dir: str | Path) -> Iterator[str]:
     directory = Path(runs_dir) / recipe.name
     for stage in recipe.stages:
         fed = f", from {stage.init_from}" if stage.init_from else ""
+        fed += f", rewarded by {stage.reward_from}" if stage.reward_from else ""
         yield f"stage {stage.name} ({stage.type}{fed}) -> {directory / stage.name}"
         yield from _setting_lines(stage, directory)
         yield from _example_lines(recipe, stage, directory)
@@ -60,6 +61,8 @@ def _setting_lines(stage: Stage, directory: Path) -> Iterator[str]:
 def _origin(stage: Stage, dotted: str) -> str:
     if dotted == "model.name_or_path" and stage.init_from:
         return f"artifact of {stage.init_from}"
+    if dotted == "reward_model" and stage.reward_from:
+        return f"artifact of {stage.reward_from}"
     return stage.origin_of(dotted)
 
 

@@ -13,9 +13,10 @@ from pydantic import Field
 
 from posttrain.config import DEFAULT, Entry, near_match, parse_flags, read_toml, refuse, resolve, under
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.models.files import is_path
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.settings import CompareSettings, ModelStageSettings, Settings, StageSettings
+from posttrain.settings import CompareSettings, GrpoSettings, ModelStageSettings, Settings, StageSettings
 
 SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
@@ -23,6 +24,7 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "save_steps",
     "save_total_limit",
     "rollout_trees_saved",
+    "allow_weak_reward_model",
     "engine.max_sequences",
     "model.device",
     "model.gradient_checkpointing",
@@ -49,7 +51,7 @@ class StageHeader(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage with its settings; `init_from` and `evaluations` name earlier stages."""
+    """One stage with its settings; `init_from`, `reward_from` and `evaluations` name earlier stages."""
 
     name: str
     type: str
@@ -57,6 +59,7 @@ class Stage:
     origins: Mapping[str, str]  # dotted key -> "default", file:line or flag
     where: str  # file:line of its table
     init_from: str | None = None
+    reward_from: str | None = None  # the stage whose reward model it uses
     in_recipe: bool = True  # whether flags name it: --stage.NAME.key
 
     @property
@@ -105,7 +108,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, name: str | 
     stages: dict[str, Stage] = {}
     for stage_name in stage_names:
         own = under(entries, "stage", stage_name) + under(flags, "stage", stage_name)
-        stage = _read_stage(stage_name, own, defaults, where=own[0].origin, problems=problems)
+        stage = _read_stage(stage_name, own, defaults, stage_names, where=own[0].origin, problems=problems)
         if stage:
             problems.extend(_link_problems(stage, own, stages, stage_names))
             problems.extend(_stage_problems(stage))
@@ -139,9 +142,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def fed_by(stage: Stage) -> tuple[str, ...]:
-    """Return the names of the earlier stages whose artifacts a stage reads."""
-    return (stage.init_from,) if stage.init_from else stage.evaluations
+def fed_by(stage: Stage) -> dict[str, str]:
+    """Return the names of the earlier stages whose artifacts a stage reads, each with what it must produce."""
+    sources = {stage.init_from: "model", stage.reward_from: "reward_model"}
+    named = {name: wanted for name, wanted in sources.items() if name is not None}
+    return named or dict.fromkeys(stage.evaluations, "evaluation")
 
 
 def frozen_settings(stage: Stage) -> dict[str, Any]:
@@ -182,7 +187,13 @@ def _header_entries(entries: Sequence[Entry], stage_names: Sequence[str], proble
 
 
 def _read_stage(
-    name: str, own: Sequence[Entry], shared: Sequence[Entry], *, where: str, problems: list[str]
+    name: str,
+    own: Sequence[Entry],
+    shared: Sequence[Entry],
+    stage_names: Sequence[str],
+    *,
+    where: str,
+    problems: list[str],
 ) -> Stage | None:
     """Build one stage from the shared defaults and its own table; None where something is wrong with it."""
     if not re.fullmatch(r"[a-z0-9_]+", name):
@@ -202,7 +213,22 @@ def _read_stage(
     resolved = resolve(kind.settings, [*usable, *written], problems, where=f"{where}: stage {name}")
     if resolved is None:
         return None
-    return Stage(name, header.settings.type, resolved.settings, resolved.origins, where, header.settings.init_from)
+    return Stage(
+        name,
+        header.settings.type,
+        resolved.settings,
+        resolved.origins,
+        where,
+        header.settings.init_from,
+        _reward_stage(resolved.settings, stage_names),
+    )
+
+
+def _reward_stage(settings: StageSettings, stage_names: Sequence[str]) -> str | None:
+    """Return the stage whose reward model the settings name; None where it is a directory's, the Hub's, or none."""
+    name = settings.reward_model if isinstance(settings, GrpoSettings) else None
+    elsewhere = name is None or (name not in stage_names and ("/" in name or is_path(name)))
+    return None if elsewhere else name
 
 
 def _is_header(entry: Entry) -> bool:
@@ -221,19 +247,20 @@ def _link_problems(
     stage: Stage, own: Sequence[Entry], earlier: Mapping[str, Stage], stage_names: Sequence[str]
 ) -> Iterator[str]:
     """Yield what is wrong with the stages that a stage reads: each must come earlier and make the right thing."""
-    wanted = "model" if stage.init_from else "evaluation"
-    line = next((entry.origin for entry in own if entry.key[:1] in (("init_from",), ("models",))), stage.where)
+    keys = {"model": "init_from", "reward_model": "reward_model", "evaluation": "models"}
+    lines = {entry.key[0]: entry.origin for entry in reversed(own) if entry.key}
     before = stage_names[: stage_names.index(stage.name)]
-    for name in fed_by(stage):
+    for name, wanted in fed_by(stage).items():
+        line = lines.get(keys[wanted], stage.where)
         needs = f"{line}: stage {stage.name} needs {name}"
         if name not in stage_names:
             yield f"{needs}, and there is no such stage{near_match(name, before)}"
         elif name not in before:
             yield f"{needs}, which must come before it"
         elif name in earlier and STAGE_TYPES[earlier[name].type].produces != wanted:
-            yield f"{needs}, which is of type {earlier[name].type} and makes no {wanted}"
+            yield f"{needs}, which is of type {earlier[name].type} and makes no {wanted.replace('_', ' ')}"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
-        yield f"{line}: a stage of type {stage.type} starts from no model"
+        yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):
         yield f"{named[0].origin}: the model comes from init_from = {stage.init_from}; remove one of the two"
     if isinstance(stage.settings, CompareSettings) and stage.settings.baseline not in stage.settings.models:

@@ -102,11 +102,14 @@ def _notices_kept(run: StageRun) -> Iterator[None]:
 
 
 def stage_settings(stage: Stage, directory: Path) -> StageSettings:
-    """Return a stage's settings with the model of the stage that it starts from."""
-    if stage.init_from is None or not isinstance(stage.settings, ModelStageSettings):
-        return stage.settings
-    model = stage.settings.model.model_copy(update={"name_or_path": str(directory / stage.init_from / "artifact")})
-    return stage.settings.model_copy(update={"model": model})
+    """Return a stage's settings with the model of the stage that it starts from, and the reward model of another."""
+    settings = stage.settings
+    if stage.init_from is not None and isinstance(settings, ModelStageSettings):
+        model = settings.model.model_copy(update={"name_or_path": str(directory / stage.init_from / "artifact")})
+        settings = settings.model_copy(update={"model": model})
+    if stage.reward_from is not None:
+        settings = settings.model_copy(update={"reward_model": str(directory / stage.reward_from / "artifact")})
+    return settings
 
 
 def stage_fingerprints(recipe: Recipe) -> dict[str, str]:
@@ -115,7 +118,9 @@ def stage_fingerprints(recipe: Recipe) -> dict[str, str]:
     for stage in recipe.stages:
         upstream = {name: found[name] for name in fed_by(stage)}
         try:
-            inputs = input_hashes(stage.settings, own_model=stage.init_from is None)
+            inputs = input_hashes(
+                stage.settings, own_model=stage.init_from is None, own_reward_model=stage.reward_from is None
+            )
         except PosttrainError as error:
             stage.name_in(error)
             raise

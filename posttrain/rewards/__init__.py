@@ -1,4 +1,4 @@
-"""Rewards: every function that a recipe can name, in TRL's signature."""
+"""Rewards: every function that a recipe can name, in TRL's signature; one more is made of a reward model."""
 
 from collections.abc import Callable
 
@@ -11,3 +11,4 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "format_think_answer": format_think_answer,
 }
 GOLD_REWARDS = frozenset({"r1_zero", "boxed_answer", "math_answer"})  # these grade against a gold answer
+REWARD_MODEL = "reward_model"  # the name of the reward that `learned.py` makes of the model that a stage names

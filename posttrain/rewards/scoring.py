@@ -5,7 +5,7 @@ The boundary between user code and training: a wrong shape or type stops here, n
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from posttrain.data.columns import COLUMN_GUESSES, column_names
@@ -43,11 +43,11 @@ def score(
     return [Scored(row, weighted_sum(row, rewards)) for row in rows]
 
 
-def check_names(rewards: Mapping[str, float], functions: Mapping[str, RewardFunction] = REWARDS) -> None:
+def check_names(rewards: Mapping[str, float], functions: Collection[str] = REWARDS) -> None:
     """Raise ConfigError for the first name that is no reward, with the nearest one."""
     for name in rewards:
         if name not in functions:
-            near = difflib.get_close_matches(name, functions, n=1)
+            near = difflib.get_close_matches(name, list(functions), n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             known = ", ".join(functions)
             fix = f"rewards = {{{near[0]} = 1.0}}" if near else None
@@ -114,8 +114,8 @@ def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]
 
 
 def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """Return the weighted sum of the scores that are not None; None when all are."""
-    parts = [weights[name] * value for name, value in scores.items() if value is not None]
+    """Return the weighted sum of the scores that are not None; None when all are. What has the weight 0 is watched."""
+    parts = [weights[name] * value for name, value in scores.items() if value is not None and weights[name] != 0]
     return math.fsum(parts) if parts else None
 
 

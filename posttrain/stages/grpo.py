@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation with program rewards: sample, score, compare within the group, update.
+"""Group-relative policy optimisation: sample, score, compare within the group, update.
 
 Floor 5. DeepSeekMath, Shao et al. 2024, arXiv 2402.03300; with the choices of Dr. GRPO (arXiv 2503.20783), DAPO
 (arXiv 2503.14476) and RLOO (arXiv 2402.14740) as settings. Each differs in the advantage or in the denominator only.
@@ -23,7 +23,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
 from posttrain.records import TokenTree, Tree
-from posttrain.rewards import GOLD_REWARDS
+from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
 from posttrain.rewards.scoring import require_gold
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.settings import GrpoSettings
@@ -31,6 +31,7 @@ from posttrain.stages.checks import check_settings
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
+    reward_functions,
     reward_table,
     rollout_metrics,
     rollout_rows,
@@ -47,6 +48,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     require_kind(rows, ("prompt", "prompt_completion"), "grpo")
     if GOLD_REWARDS & settings.rewards.keys():
         require_gold(rows)
+    functions = reward_functions(settings, run.event)
     loaded = load_model(settings.model, seed=settings.seed)
     prompts, dropped = drop_overlong(
         rows,
@@ -77,7 +79,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
                 step=step,
             )
         with run.phase("score"):
-            trees = score_completions(batch, completions, settings.rewards, policy_version=step - 1)
+            trees = score_completions(batch, completions, settings.rewards, functions, policy_version=step - 1)
             rewards = reward_table(trees)  # (P, G)
             advantages = group_advantages(
                 rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
@@ -88,12 +90,11 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
                 updater.update(data.trees, data.loss_share(settings), forward=forward)
                 for _ in range(settings.num_iterations)
             ]
-        signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
         run.log(
             step,
             rollout_metrics(trees)
-            | {"groups/solved": signal.solved, "groups/failed": signal.failed, "groups/mixed": signal.mixed}
-            | {"frac_reward_zero_std": signal.frac_reward_zero_std, "epoch": loader.epoch}
+            | signal_metrics(rewards, settings)
+            | {"epoch": loader.epoch}
             | metrics_of_updates(metrics),
             rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
         )
@@ -215,6 +216,15 @@ def policy_data(
         num_tokens=sum(trained),
         num_tokens_kept=trained_tokens(kept),
     )
+
+
+def signal_metrics(rewards: Tensor, settings: GrpoSettings) -> dict[str, float]:
+    """Return what the groups of rewards `(P, G)` teach; a reward model's scores have no line from which they solve."""
+    signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
+    metrics: dict[str, float] = {"groups/mixed": signal.mixed, "frac_reward_zero_std": signal.frac_reward_zero_std}
+    if settings.rewards.get(REWARD_MODEL):
+        return metrics
+    return {"groups/solved": signal.solved, "groups/failed": signal.failed, **metrics}
 
 
 def metrics_of_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

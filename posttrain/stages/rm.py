@@ -1,10 +1,12 @@
 """Reward modelling: a score for each completion, learned from preference pairs, and how far it can be trusted.
 
 Floor 5. Bradley-Terry (`algorithms/preferences.bradley_terry_loss`) on prompt trees of two branches. The pairs of some
-conversations are held out; the result says in words whether the scores order them better than chance.
+conversations are held out; the result, and a file beside the weights, say in words whether the scores order them better
+than chance, and what else they like.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +22,19 @@ from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.data.trees import TreeBatch
 from posttrain.errors import DataError
+from posttrain.evals.bias import bias_report, number_of_each
 from posttrain.evals.pairs import pair_report, verdict
+from posttrain.models.files import REWARD_REPORT
 from posttrain.models.lm import LoadedModel, load_model
 from posttrain.models.scores import add_score_head, completion_scores, save_reward_model
 from posttrain.records import TokenTree
+from posttrain.rewards.learned import score_trees
 from posttrain.runs.directory import StageRun
+from posttrain.runs.durable import write_json
 from posttrain.seeds import derive_seed
 from posttrain.settings import RmSettings
 from posttrain.stages.checks import row_kinds
-from posttrain.stages.optimize import LossShare, Updater, forward_all, steps_of_rows, trained_tokens
+from posttrain.stages.optimize import LossShare, Updater, steps_of_rows, trained_tokens
 
 
 def rm(settings: RmSettings, run: StageRun) -> None:
@@ -61,9 +67,15 @@ def rm(settings: RmSettings, run: StageRun) -> None:
         progress["num_tokens"] += trained_tokens(batch)
         run.log(step, metrics | {"epoch": loader.epoch, **progress})
         run.save(step, lambda: updater.state({"loader": loader.state(), "progress": progress}))
-    run.publish_artifact(lambda directory: save_reward_model(loaded, directory))
     report = measure(loaded, [trees[row_id] for row_id in sorted(held_out)], settings.max_tokens_per_micro_batch)
+
+    def write(directory: Path) -> None:
+        save_reward_model(loaded, directory)
+        write_json(directory / REWARD_REPORT, report)
+
+    run.publish_artifact(write)
     run.event("measured", report["verdict"])
+    run.event("bias", "; ".join(report["bias"]["findings"]) or report["bias"]["length"])
     counts = {"rows": len(training), "held_out_rows": len(held_out), "dropped_rows": len(dropped)}
     run.finish({**counts, "steps": len(rows_of_step), **progress, **report})
 
@@ -108,14 +120,14 @@ def score_share(margins: Sequence[float], settings: RmSettings) -> LossShare:
     return share
 
 
-@torch.no_grad()
 def measure(loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int) -> dict[str, Any]:
-    """Return the report of the model's scores on held-out pairs, with its verdict in words."""
+    """Return the report of the model's scores on held-out pairs, with its verdict in words, and its biases."""
     loaded.model.eval()
-    outputs = [
-        scores.cpu() for _, _, scores in forward_all(loaded, trees, max_tokens, completion_scores, whole_trees=True)
-    ]
-    scores = torch.cat(outputs).double().numpy()
-    lengths = np.array([len(branch.ids) for tree in trees for branch in tree.branches])
+    scores = np.array(score_trees(loaded, trees, max_tokens))
+    branches = [branch for tree in trees for branch in tree.branches]
+    lengths = np.array([len(branch.ids) for branch in branches])
+    texts = [str(loaded.tokenizer.decode(list(branch.ids), skip_special_tokens=True)) for branch in branches]
+    prompts = np.repeat(number_of_each([tree.prompt_ids for tree in trees]), 2)
     report = pair_report(scores[0::2], scores[1::2], lengths[0::2], lengths[1::2])
-    return {"verdict": verdict(report), **report}
+    chosen = np.tile([1.0, 0.0], len(trees))
+    return {"verdict": verdict(report), **report, "bias": bias_report(scores, lengths, texts, prompts, chosen)}

@@ -4,7 +4,7 @@ Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from posttrain.engines import Engine
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards.scoring import score
+from posttrain.rewards import REWARD_MODEL, REWARDS
+from posttrain.rewards.learned import learned_reward, trust
+from posttrain.rewards.scoring import RewardFunction, score
 from posttrain.seeds import derive_seed
-from posttrain.settings import SamplingSettings
+from posttrain.settings import GrpoSettings, SamplingSettings
 
 
 def sample_completions(
@@ -32,11 +34,12 @@ def score_completions(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     rewards: Mapping[str, float],
+    functions: Mapping[str, RewardFunction],
     *,
     policy_version: int,
 ) -> list[Tree]:
     """Return the scored trees of prompts and their completions."""
-    scored = iter(score(prompts, completions, rewards))
+    scored = iter(score(prompts, completions, rewards, functions))
     trees = []
     for prompt, group in zip(prompts, completions, strict=True):
         parts = [next(scored) for _ in group]
@@ -46,6 +49,19 @@ def score_completions(
         )
         trees.append(Tree(prompt, tuple(rollouts)))
     return trees
+
+
+def reward_functions(settings: GrpoSettings, tell: Callable[[str, str], None]) -> Mapping[str, RewardFunction]:
+    """Return the functions that rewards can name, the one of the stage's reward model, once loaded, among them.
+
+    `tell` is given the name of an event and what the reward model's own report says. Raises ConfigError where that is
+    no better than chance and the settings do not allow it.
+    """
+    if settings.reward_model is None:
+        return REWARDS
+    tell(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
+    budget = settings.max_tokens_per_micro_batch
+    return {**REWARDS, REWARD_MODEL: learned_reward(settings.reward_model, settings.model, max_tokens=budget)}
 
 
 def reward_table(trees: Sequence[Tree]) -> Tensor:
