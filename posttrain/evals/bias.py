@@ -2,8 +2,8 @@
 
 Pure numpy and scipy. Everything is centred on its prompt's mean (prompt fixed effects), so that no difference between
 prompts enters a slope. Its variance is the jackknife's over prompts (CR3; Cameron & Miller 2015, "A Practitioner's
-Guide to Cluster-Robust Inference", section VI), with t of one degree of freedom less than there are prompts whose
-answers differ in the feature. Reward models' love of length: Singhal et al. 2023, arXiv 2310.03716.
+Guide to Cluster-Robust Inference", section VI), with t of as many degrees of freedom as there are prompts whose answers
+differ in the feature, less the features. Reward models' love of length: Singhal et al. 2023, arXiv 2310.03716.
 """
 
 import re
@@ -58,42 +58,52 @@ class Slope(NamedTuple):
     prompts: int  # whose answers differ in the feature
 
 
-def within_slope(
-    outcome: np.ndarray, feature: np.ndarray, prompts: np.ndarray, controls: Sequence[np.ndarray] = ()
-) -> Slope | None:
-    """Return the least-squares slope of an outcome `(N,)` on a feature `(N,)` within prompts `(N,)`, beside controls.
+def within_slopes(outcome: np.ndarray, features: Sequence[np.ndarray], prompts: np.ndarray) -> list[Slope | None]:
+    """Return the least-squares slopes of an outcome `(N,)` on features `(N,)` together, within prompts `(N,)`.
 
-    None where answers to fewer than MIN_PROMPTS prompts differ in the feature, where controls leave nothing of it, or
-    where the outcome is the same everywhere.
+    A slope is None where answers to fewer than MIN_PROMPTS prompts differ in its feature, where the other features
+    leave nothing of it, or where the outcome is the same everywhere.
     """
     _, group = np.unique(prompts, return_inverse=True)
-    y, x, *others = (_centred(values.astype(float), group) for values in (outcome, feature, *controls))
-    varying = int((np.bincount(group, x != 0) > 0).sum())
-    spread = float(np.sqrt((x**2).sum()))
-    if varying < MIN_PROMPTS or not (y**2).sum() > 0:
-        return None
-    columns = [x / spread, *(other / np.sqrt((other**2).sum()) for other in others if (other**2).sum() > 0)]
-    design = np.stack(columns, axis=1)  # (N, K), each column of length 1
+    y = _centred(outcome, group)
+    centred = [_centred(feature, group) for feature in features]
+    spreads = [float(np.sqrt((x**2).sum())) for x in centred]
+    used = [index for index, spread in enumerate(spreads) if spread > 0]
+    found: list[Slope | None] = [None] * len(features)
+    if not used or not y.any():
+        return found
+    columns = [centred[index] / spreads[index] for index in used]  # each of length 1
     products = np.stack([np.bincount(group, a * b) for a in columns for b in columns], axis=1)
-    gram = products.reshape(-1, len(columns), len(columns))  # (P, K, K), of each prompt
+    gram = products.reshape(-1, len(used), len(used))  # (P, K, K), of each prompt
     moments = np.stack([np.bincount(group, column * y) for column in columns], axis=1)  # (P, K)
-    whole = gram.sum(axis=0)
-    by_controls = whole[0, 1:] @ np.linalg.pinv(whole[1:, 1:], hermitian=True) @ whole[1:, 0]  # R^2 of the feature
-    if 1 - by_controls < 1e-6:
-        return None
-    slope = float((np.linalg.pinv(whole, hermitian=True) @ moments.sum(axis=0))[0])
-    rest = np.linalg.pinv(whole - gram, hermitian=True)[:, 0]  # (P, K)
-    without = (rest * (design.T @ y - moments)).sum(axis=1)  # (P,), the slope without each prompt
-    error = float(np.sqrt((varying - 1) / varying * ((without - slope) ** 2).sum()))
-    t = slope / error if error > 0 else np.inf * np.sign(slope)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, varying - 1)) * error
-    return Slope(
-        slope=slope / spread,
-        interval=Interval((slope - half) / spread, (slope + half) / spread),
-        p=float(2 * stats.t.sf(abs(t), varying - 1)) if slope else 1.0,
-        standardised=slope / float(np.sqrt((y**2).sum())),
-        prompts=varying,
-    )
+    whole, total = gram.sum(axis=0), moments.sum(axis=0)
+    slopes = np.linalg.pinv(whole, hermitian=True) @ total
+    without = np.einsum("pkl,pl->pk", np.linalg.pinv(whole - gram, hermitian=True), total - moments)
+    squares = ((without - slopes) ** 2).sum(axis=0)
+    for place, index in enumerate(used):
+        varying = int((np.bincount(group, columns[place] != 0) > 0).sum())
+        freedom = varying - len(used)
+        if varying < MIN_PROMPTS or freedom < 1 or _explained(whole, place) > 1 - 1e-6:
+            continue
+        slope, spread = float(slopes[place]), spreads[index]
+        error = float(np.sqrt((varying - 1) / varying * squares[place]))
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+        t = abs(slope) / error if error > 0 else np.inf
+        found[index] = Slope(
+            slope=slope / spread,
+            interval=Interval((slope - half) / spread, (slope + half) / spread),
+            p=float(2 * stats.t.sf(t, freedom)) if slope else 1.0,
+            standardised=slope / float(np.sqrt((y**2).sum())),
+            prompts=varying,
+        )
+    return found
+
+
+def _explained(gram: np.ndarray, place: int) -> float:
+    """Return the share of a column's squares that the others explain, from the products of columns of length 1."""
+    others = np.arange(len(gram)) != place
+    to_others = gram[place, others]
+    return float(to_others @ np.linalg.pinv(gram[np.ix_(others, others)], hermitian=True) @ to_others)
 
 
 def number_of_each(prompts: Sequence[Hashable]) -> np.ndarray:
@@ -119,9 +129,9 @@ def bias_report(
     """
     hundreds = lengths / UNIT
     slopes = {
-        "scores": within_slope(scores, hundreds, prompts),
-        "judged": None if judged is None else within_slope(judged, hundreds, prompts),
-        "scores_beside_judged": None if judged is None else within_slope(scores, hundreds, prompts, [judged]),
+        "scores": within_slopes(scores, [hundreds], prompts)[0],
+        "judged": None if judged is None else within_slopes(judged, [hundreds], prompts)[0],
+        "scores_beside_judged": None if judged is None else within_slopes(scores, [hundreds, judged], prompts)[0],
     }
     biased, sentence = _length_words(slopes["scores"], slopes["judged"], slopes["scores_beside_judged"], judge)
     style = _style(scores, hundreds, texts, prompts, judged)
@@ -167,29 +177,25 @@ def _length_words(total: Slope | None, judged: Slope | None, beside: Slope | Non
 def _style(
     scores: np.ndarray, lengths: np.ndarray, texts: Sequence[str], prompts: np.ndarray, judged: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
-    """Return of each feature that can be asked for its slope beside length, in standard deviations within prompts."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, measure in STYLE.items():
-        values = np.array([measure(text) for text in texts])
-        slope = _standardised_slope(scores, values, prompts, lengths)
-        if slope is not None:
-            of_judged = None if judged is None else _standardised_slope(judged, values, prompts, lengths)
-            rows[name] = {**slope._asdict(), "judged": None if of_judged is None else of_judged._asdict()}
+    """Return of each feature that can be asked for its slope beside length and the others.
+
+    Scores, features and judgements are in standard deviations within prompts.
+    """
+    _, group = np.unique(prompts, return_inverse=True)
+    values = [np.array([measure(text) for text in texts]) for measure in STYLE.values()]
+    design = [_standardised(column, group) for column in (*values, lengths)]
+    slopes = within_slopes(_standardised(scores, group), design, prompts)
+    of_judged: list[Slope | None] = [None] * len(design)
+    if judged is not None:
+        of_judged = within_slopes(_standardised(judged, group), design, prompts)
+    rows: dict[str, dict[str, Any]] = {
+        name: {**slope._asdict(), "judged": None if judgement is None else judgement._asdict()}
+        for name, slope, judgement in zip(STYLE, slopes, of_judged, strict=False)  # length is the last
+        if slope is not None
+    }
     for row, p in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
         row["p_holm"], row["found"] = p, p < 1 - CONFIDENCE and abs(row["slope"]) >= SMALL
     return rows
-
-
-def _standardised_slope(
-    outcome: np.ndarray, feature: np.ndarray, prompts: np.ndarray, lengths: np.ndarray
-) -> Slope | None:
-    _, group = np.unique(prompts, return_inverse=True)
-
-    def scaled(values: np.ndarray) -> np.ndarray:
-        spread = float(np.sqrt((_centred(values, group) ** 2).mean()))
-        return values / spread if spread else values
-
-    return within_slope(scaled(outcome.astype(float)), scaled(feature), prompts, [lengths])
 
 
 def _style_words(name: str, row: dict[str, Any], judge: str) -> str:
@@ -204,8 +210,15 @@ def _words(slope: Slope) -> str:
     return f"{slope.slope:+.3g} [{slope.interval.low:+.3g}, {slope.interval.high:+.3g}]"
 
 
+def _standardised(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return values over their standard deviation within prompts; as they are where it is 0."""
+    spread = float(np.sqrt((_centred(values, group) ** 2).mean()))
+    return values / spread if spread else values
+
+
 def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Return values minus their prompt's mean; exactly 0 where a prompt's are all the same."""
+    values = values.astype(float)
     means = np.bincount(group, values) / np.bincount(group)
     centred = values - means[group]
     return np.where(np.abs(centred) <= 1e-12 * np.abs(values).max(initial=1.0), 0.0, centred)

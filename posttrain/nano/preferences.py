@@ -42,12 +42,12 @@ def padded(problem: Problem, draw: random.Random) -> str:
 def right_against_wrong(problem: Problem, draw: random.Random) -> Pair:
     """Prefer the right answer: both solutions are written in one style, and length says nothing about which is right.
 
-    Three in four of the wrong ones do something that the question does not ask for, which a small model learns to see;
-    few have a slip in the arithmetic, which it does not. As both are more often shorter than longer, the wrong one is
-    drawn among several where it could have been as much longer as it is shorter.
+    Nine in ten of the wrong ones do something that the question does not ask for, which a small model learns to see;
+    few have a slip in the arithmetic, which it hardly does. As both are more often shorter than longer, one is drawn
+    among several where it could have been as much longer as it is shorter.
     """
     write = draw.choice((solutions.steps, solutions.terse))
-    fault = solutions.misunderstood if draw.random() < 0.75 else mistaken
+    fault = solutions.misunderstood if draw.random() < 0.9 else mistaken
     by_gap: dict[int, Problem] = {}
     while not (balanced := [gap for gap in sorted(by_gap) if -gap in by_gap]):
         for faulty in (fault(problem, draw) for _ in range(_FAULTS)):
