@@ -35,7 +35,7 @@ from posttrain.models.files import HEAD, base_of_adapter, is_adapter, locate, re
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
-from posttrain.models.quantized import quantization, use_dense_products
+from posttrain.models.quantized import quantization_options, use_dense_products
 from posttrain.models.score_heads import check_head, expect_head, saved_head
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
@@ -160,10 +160,7 @@ def _load_plain(
     directory = locate(name)
     source = str(directory or name)
     options: dict[str, Any] = {"revision": settings.revision} if directory is None and settings.revision else {}
-    if quantizing := quantization(config, source, dtype, wanted=settings.load_in_4bit):
-        options["quantization_config"] = quantizing
-    if settings.load_in_4bit:
-        options["device_map"] = {"": str(device)}  # else transformers would take a GPU where there is one
+    options |= quantization_options(config, source, dtype, device, wanted=settings.load_in_4bit)
     with _load_report_off():
         loaded: Any = _from_pretrained(
             auto_class.from_pretrained,

@@ -16,10 +16,10 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from posttrain.errors import ModelError
 
 
-def quantization(
-    config: PretrainedConfig, source: str, dtype: torch.dtype, *, wanted: bool
-) -> BitsAndBytesConfig | None:
-    """Return how transformers should quantise a model while it loads it; None where it comes as it should be.
+def quantization_options(
+    config: PretrainedConfig, source: str, dtype: torch.dtype, device: torch.device, *, wanted: bool
+) -> dict[str, Any]:
+    """Return what transformers' loader must be told to keep a model in 4 bits on its device, where that is wanted.
 
     Raises ModelError for weights that are stored quantised and not wanted so, or by another method; and where
     bitsandbytes is missing.
@@ -28,17 +28,18 @@ def quantization(
     if stored is not None:
         _check_stored(dict(stored), source, wanted=wanted)
     if not wanted:
-        return None
+        return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("load_in_4bit needs bitsandbytes", fix='pip install "posttrain[4bit]"')
-    if stored is not None:
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    options: dict[str, Any] = {"device_map": {"": str(device)}}  # else transformers takes a GPU where there is one
+    if stored is None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return options
 
 
 def _check_stored(stored: dict[str, Any], source: str, *, wanted: bool) -> None:

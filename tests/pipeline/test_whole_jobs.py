@@ -50,6 +50,40 @@ NUMINA = [
     }
     for row in MATH
 ]
+ORCA = [
+    {
+        "system": "You are an AI assistant." if n % 2 else "",
+        "question": f"How much is {n} and {n}?",
+        "chosen": f"{n} and {n} make {2 * n}.",
+        "rejected": f"The question has two numbers, and together they make {2 * n + 1}.",
+    }
+    for n in range(40)
+]
+ULTRAFEEDBACK = [
+    {
+        "prompt": f"How much is {n} and {n}?",
+        "prompt_id": f"{n:064x}",
+        "chosen": [
+            {"content": f"How much is {n} and {n}?", "role": "user"},
+            {"content": "I'm sorry, but I can't help with that." if n == 0 else f"It is {2 * n}.", "role": "assistant"},
+        ],
+        "rejected": [
+            {"content": f"How much is {n} and {n}?", "role": "user"},
+            {"content": f"It is {2 * n + 1}.", "role": "assistant"},
+        ],
+        "messages": [
+            {"content": f"How much is {n} and {n}?", "role": "user"},
+            {"content": f"It is {2 * n}.", "role": "assistant"},
+        ],
+        "score_chosen": 8.0,
+        "score_rejected": 5.5,
+    }
+    for n in range(33)
+]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +124,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def call(*arguments: str) -> None:
+    call_without_display(*arguments, "--display", "none")
+
+
+def call_without_display(*arguments: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--display", "none"])
+        main(arguments)
     assert caught.value.code == 0
 
 
@@ -148,6 +186,35 @@ def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path:
     assert comparison
     assert len(read_rows(tmp_path / "math_reasoning/sft/metrics.jsonl")) == 3
     assert (tmp_path / "math_reasoning/comparison/comparison.md").read_text().count("grpo_eval") >= 1
+
+
+def test_dpo_qlora_ultrafeedback_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    overrides = ["--model.name_or_path", models["qwen2"], "--model.chat_template", str(tmp_path / "chat.jinja")]
+    overrides += ["--stage.dpo.data.path", write_rows(tmp_path / "pairs.jsonl", ULTRAFEEDBACK)]
+    call("run", str(ROOT / "recipes/dpo_qlora_ultrafeedback.toml"), *overrides, "--runs_dir", str(tmp_path))
+    stage = tmp_path / "dpo_qlora_ultrafeedback/dpo"
+    assert [row["step"] for row in read_rows(stage / "metrics.jsonl")] == [1, 2]
+    assert json.loads((stage / "result.json").read_text())["summary"]["rows"] == 32  # one was a refusal
+    call_without_display("export", str(stage), "--out", str(tmp_path / "merged"))
+    assert (tmp_path / "merged/model.safetensors").is_file()
+
+
+def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    overrides = ["--model.name_or_path", models["llama"], "--model.chat_template", str(tmp_path / "chat.jinja")]
+    overrides += ["--data.path", write_rows(tmp_path / "orca.jsonl", ORCA), "--runs_dir", str(tmp_path)]
+    for stage in ("rm", "dpo"):
+        overrides += [f"--stage.{stage}.max_steps", "3"]
+    call("run", str(ROOT / "recipes/rlhf_compare_smollm2.toml"), *overrides)
+    run = tmp_path / "rlhf_compare_smollm2"
+    assert json.loads((run / "rm/result.json").read_text())["summary"]["verdict"]
+    rows = [json.loads((run / stage / "result.json").read_text())["summary"] for stage in ("rm", "dpo")]
+    held_out = len(ORCA) - rows[1]["rows"]
+    assert 0 < held_out < 12
+    assert rows[0]["rows"] + rows[0]["held_out_rows"] == rows[1]["rows"]
+    assert all((run / stage / "artifact/adapter_model.safetensors").is_file() for stage in ("rm", "dpo"))
 
 
 def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> None:
