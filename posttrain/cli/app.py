@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars obey it too
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # for peft's authors, not users
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:

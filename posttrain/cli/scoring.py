@@ -32,7 +32,7 @@ def score(
     Parameters
     ----------
     reward_model
-        A directory such as runs/rm/rm/artifact, or a Hub name.
+        The directory of a stage, such as runs/rm/rm, or of a model, or a Hub name.
     source
         A named source, a file, or the directory of a GRPO stage, whose rollouts are scored.
     """
@@ -42,6 +42,7 @@ def score(
         pasted,
         report_lines,
         report_of,
+        reward_model_of,
         score_candidates,
         write_scores,
     )
@@ -54,6 +55,7 @@ def score(
             fix=f'posttrain score {reward_model} rows.jsonl, or posttrain score {reward_model} --prompt "..." '
             '--completion "..."',
         )
+    reward_model = reward_model_of(reward_model)
     data = data_settings(source or "pasted", overrides, "posttrain score")
     typed = pasted(prompt, completion or [], chat=chat) if prompt is not None else None
     candidates = typed or candidates_of(str(source), data)

@@ -52,6 +52,12 @@ class Scored:
     prompt: int  # the same number for the same prompt
 
 
+def reward_model_of(name: str) -> str:
+    """Return a reward model's directory where its stage's was named, else the name as it is."""
+    artifact = Path(name) / "artifact"
+    return str(artifact) if artifact.is_dir() else name
+
+
 def candidates_of(source: str, data: DataSettings) -> list[Candidate]:
     """Return the completions of a stage with rollouts, of a file of them, or of rows in any schema that has some."""
     path = Path(source)

@@ -10,7 +10,14 @@ from posttrain.cli import main
 from posttrain.errors import DataError
 from posttrain.models.lm import load_model, load_reward_model
 from posttrain.models.scores import add_score_head, save_reward_model
-from posttrain.pipeline.scoring import candidates_of, report_lines, report_of, score_candidates, text_of
+from posttrain.pipeline.scoring import (
+    candidates_of,
+    report_lines,
+    report_of,
+    reward_model_of,
+    score_candidates,
+    text_of,
+)
 from posttrain.rewards.learned import LearnedReward
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.settings import DataSettings, ModelSettings
@@ -203,6 +210,13 @@ def test_usage(reward_model: str, capsys: pytest.CaptureFixture[str], arguments:
 def test_a_policy_is_no_reward_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("score", "nano", "nano_longer_wins", "--rows", "2") == 2
     assert "is a language model, which scores nothing" in capsys.readouterr().err
+
+
+def test_a_stage_stands_for_its_artifact(tmp_path: Path) -> None:
+    assert reward_model_of(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "artifact").mkdir()
+    assert reward_model_of(str(tmp_path)) == str(tmp_path / "artifact")
+    assert reward_model_of("owner/model") == "owner/model"
 
 
 def test_the_text_of_a_completion_is_what_the_assistant_says() -> None:
