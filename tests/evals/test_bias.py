@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from posttrain.evals.bias import MIN_PROMPTS, STYLE, Slope, bias_report, number_of_each, within_slopes
+from posttrain.nano import preferences
 
 
 def grouped(prompts: int, answers: int) -> np.ndarray:
@@ -226,6 +227,21 @@ def test_under_no_bias_few_reports_have_a_finding() -> None:
         assert len(report["style_at_equal_length"]) >= 7
     assert np.mean(lengths_named) < 0.07
     assert 0.01 < np.mean(styles_named) < 0.08
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_judges_of_the_nano_pairs(seed: int) -> None:
+    """Those who know the right answer like no length; those who like length are found out."""
+    reports = {}
+    for preference in ("right", "longer"):
+        rows = preferences.rows(preference, "train", 1000, seed=seed)
+        sides = (("solution", "answer"), ("rejected_solution", "rejected_answer"))
+        texts = [f"{row[solution]} {row[answer]}" for row in rows for solution, answer in sides]
+        labels, lengths = np.tile([1.0, 0.0], 1000), np.array([len(text) for text in texts])
+        reports[preference] = bias_report(labels, lengths, texts, grouped(1000, 2))
+    assert reports["right"]["findings"] == []
+    assert reports["longer"]["length"] in reports["longer"]["findings"]
+    assert reports["longer"]["length"].startswith("prefers longer answers: +")
 
 
 def test_few_prompts_say_so() -> None:

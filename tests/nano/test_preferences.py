@@ -1,23 +1,56 @@
 """Pairs of nano solutions: what is preferred, that nothing else differs, and that seeds and splits hold."""
 
+import math
+import random
 import re
+from itertools import islice
 
 import pytest
 
 from posttrain.nano.preferences import PREFERENCES, rows
+from posttrain.nano.problems import LARGEST, apply, problems
+from posttrain.nano.problems import rows as problem_rows
+from posttrain.nano.solutions import misunderstood
 
 
 def test_right_answers_are_preferred_to_wrong_ones_of_the_same_style() -> None:
-    from posttrain.nano.problems import rows as problem_rows
-
-    pairs, problems = rows("right", "train", 300, seed=3), problem_rows("train", 300, seed=3)
-    for pair, problem in zip(pairs, problems, strict=True):
+    pairs, asked = rows("right", "train", 300, seed=3), problem_rows("train", 300, seed=3)
+    for pair, problem in zip(pairs, asked, strict=True):
         assert pair["question"] == problem["question"]
         assert pair["answer"] == problem["answer"] != pair["rejected_answer"]
         assert str(pair["solution"]).count("=") == str(pair["rejected_solution"]).count("=")
         assert str(pair["rejected_solution"]).endswith(f"={pair['rejected_answer']}.")
-    gaps = [len(str(pair["solution"])) - len(str(pair["rejected_solution"])) for pair in pairs]
-    assert abs(sum(gaps) / len(gaps)) < 1  # length gives nothing away
+
+
+def test_length_gives_nothing_away() -> None:
+    """Neither by how often the right answer is the longer one, nor by how much it is."""
+    for seed in range(3):
+        pairs = rows("right", "train", 1000, seed=seed)
+        sides = [("solution", "answer"), ("rejected_solution", "rejected_answer")]
+        lengths = [[sum(len(str(pair[name])) for name in side) for side in sides] for pair in pairs]
+        gaps = [right - wrong for right, wrong in lengths]
+        longer, shorter = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+        assert longer + shorter > 50
+        assert abs(longer - shorter) < 3 * math.sqrt(longer + shorter)
+        assert abs(sum(gaps)) < 3 * math.sqrt(sum(gap**2 for gap in gaps))
+
+
+def test_a_misunderstanding_is_one_step_that_was_not_asked_for_and_no_slip() -> None:
+    draw = random.Random(0)
+    kinds = set()
+    for problem in islice(problems("train", seed=5), 300):
+        found = misunderstood(problem, draw)
+        assert found.answer != problem.answer
+        asked = [(step.operator, step.right) for step in problem.operations]
+        done = [(step.operator, step.right) for step in found.operations]
+        (changed,) = [index for index in range(problem.level) if asked[index] != done[index]]
+        kinds.add(asked[changed][0] == done[changed][0])
+        assert len(str(done[changed][1])) == len(str(asked[changed][1]))
+        for step in found.operations:
+            assert step.result == apply(step.operator, step.left, step.right)
+            assert step.operator != "/" or step.left % step.right == 0
+            assert 1 <= step.result <= LARGEST
+    assert kinds == {True, False}
 
 
 def test_concise_answers_are_preferred_to_padded_ones_that_are_as_right() -> None:
@@ -28,11 +61,9 @@ def test_concise_answers_are_preferred_to_padded_ones_that_are_as_right() -> Non
 
 
 def test_the_biased_judge_prefers_length_whatever_is_right() -> None:
-    from posttrain.nano.problems import rows as problem_rows
-
-    pairs, problems = rows("longer", "train", 300, seed=3), problem_rows("train", 300, seed=3)
+    pairs, asked = rows("longer", "train", 300, seed=3), problem_rows("train", 300, seed=3)
     right = {"answer": 0, "rejected_answer": 0}
-    for pair, problem in zip(pairs, problems, strict=True):
+    for pair, problem in zip(pairs, asked, strict=True):
         assert len(str(pair["solution"])) > len(str(pair["rejected_solution"]))
         for side in right:
             right[side] += pair[side] == problem["answer"]
