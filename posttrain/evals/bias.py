@@ -119,7 +119,7 @@ def bias_report(
     prompts: np.ndarray,
     judged: np.ndarray | None = None,
     *,
-    judge: str = "labels",
+    judge: str = "the labels themselves",
 ) -> dict[str, Any]:
     """Return what scores `(N,)` like of completions, with lengths in tokens, texts and the numbers of their prompts.
 
@@ -177,7 +177,7 @@ def _length_words(
         f"{head}: {_words(total)}, correlation {total.standardised:+.2f}, where lengths spread by {spread:.3g} tokens"
     ]
     if judged is not None:
-        parts.append(f"the {judge} themselves {_words(judged)}, correlation {judged.standardised:+.2f}")
+        parts.append(f"{judge} {_words(judged)}, correlation {judged.standardised:+.2f}")
     if beside is not None:
         parts.append(f"among answers judged alike {_words(beside)}")
     if biased and inseparable:
@@ -214,7 +214,7 @@ def _style_words(name: str, row: dict[str, Any], judge: str) -> str:
     words = f"prefers {'more' if row['slope'] > 0 else 'fewer'} {name} at equal length: {row['slope']:+.2f}"
     words += f" [{low:+.2f}, {high:+.2f}] standard deviations of score for one of it"
     judged = row["judged"]
-    return words if judged is None else f"{words}; the {judge} themselves {judged['slope']:+.2f}"
+    return words if judged is None else f"{words}; {judge} {judged['slope']:+.2f}"
 
 
 def _words(slope: Slope) -> str:

@@ -30,6 +30,8 @@ from posttrain.settings import DataSettings, ModelSettings
 
 KINDS: tuple[Kind, ...] = ("preference", "unpaired", "prompt_completion", "messages")
 SHOWN_PLACES, SHOWN_ENDS, SHOWN_CHARACTERS = 5, 3, 60
+LABELS = "the labels themselves"
+NO_COLUMNS = {"prompt", "completion", "messages", "completion_ids", "engine_logprobs"}  # of rollouts
 ROLLOUT_COLUMNS = {"prompt_id", "completion", "stop_reason", "policy_version"}  # by these a file of rollouts is known
 
 
@@ -214,7 +216,7 @@ def _holds_rollouts(file: Path) -> bool:
 
 def _rollouts(file: Path) -> Iterator[Candidate]:
     for number, rollout in enumerate(read_rollouts(file), start=1):
-        columns = {name: value for name, value in rollout.items() if name not in ("prompt", "completion", "messages")}
+        columns = {name: value for name, value in rollout.items() if name not in NO_COLUMNS}
         messages, completion = rollout["messages"], rollout["completion"]
         row = Row(
             id=f"{rollout['prompt_id']}-{rollout['sample']}",
@@ -236,12 +238,15 @@ def _pairs(scored: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
 
 def _judged(scored: Sequence[Scored], correct: str | None) -> tuple[np.ndarray | None, str]:
     """Return how good each completion is known to be, and what says so."""
+    of_pairs = scored[0].candidate.side is not None
+    if correct is not None and of_pairs:
+        raise DataError(f"the completions of pairs are judged as chosen or rejected, not by a column {correct}")
     if correct is not None:
-        return np.array([_number(each.candidate.row, correct) for each in scored]), correct
-    if scored[0].candidate.side is not None:
-        return np.array([float(each.candidate.side == "chosen") for each in scored]), "labels"
+        return np.array([_number(each.candidate.row, correct) for each in scored]), f"{correct} itself"
+    if of_pairs:
+        return np.array([float(each.candidate.side == "chosen") for each in scored]), LABELS
     labels = [each.candidate.row.label for each in scored]
-    return (None if None in labels else np.array(labels, dtype=float)), "labels"
+    return (None if None in labels else np.array(labels, dtype=float)), LABELS
 
 
 def _number(row: Row, column: str) -> float:

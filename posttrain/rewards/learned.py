@@ -112,4 +112,4 @@ def trust(name: str, *, allow_weak: bool) -> str:
         return f"reward model {name} comes without a report on held-out pairs: whether it beats chance is not known"
     if not report["beats_chance"] and not allow_weak:
         raise ConfigError(f"reward model {name} is {report['verdict']}", fix="--allow_weak_reward_model true")
-    return "; ".join([f"reward model {name}: {report['verdict']}", *report["bias"]["findings"]])
+    return "\n  ".join([f"reward model {name}: {report['verdict']}", *report["bias"]["findings"]])

@@ -75,7 +75,7 @@ def rm(settings: RmSettings, run: StageRun) -> None:
 
     run.publish_artifact(write)
     run.event("measured", report["verdict"])
-    run.event("bias", "; ".join(report["bias"]["findings"]) or report["bias"]["length"])
+    run.event("bias", "\n".join(report["bias"]["findings"]) or report["bias"]["length"])
     counts = {"rows": len(training), "held_out_rows": len(held_out), "dropped_rows": len(dropped)}
     run.finish({**counts, "steps": len(rows_of_step), **progress, **report})
 

@@ -216,7 +216,7 @@ def test_under_no_bias_few_reports_have_a_finding() -> None:
     rng = np.random.default_rng(11)
     words = ["First it is so. ", "Maybe 7. ", "Why? ", "**Yes**! ", "# Title\n", "- item\n", "It is 12 and then 5. "]
     lengths_named, styles_named = [], []
-    for _ in range(300):
+    for _ in range(200):
         prompts = grouped(120, 2)
         texts = ["".join(rng.choice(words, rng.integers(1, 6))) for _ in prompts]
         lengths = np.array([len(text.split()) for text in texts])

@@ -128,8 +128,11 @@ def test_a_pair_with_a_side_that_is_too_long_counts_nowhere_else(reward_model: s
         {"prompt": "3?", "chosen": " 4" * 50, "rejected": " 5"},
     )
     source = written(tmp_path / "rows.jsonl", long, good)
-    report = report_of(reward_model, source, scored(reward_model, source, max_length=40))
+    found = scored(reward_model, source, max_length=40)
+    report = report_of(reward_model, source, found)
     assert (report["pairs"], report["completions"]) == (1, 2)
+    with pytest.raises(DataError, match="judged as chosen or rejected, not by a column right"):
+        report_of(reward_model, source, found, correct="right")
     assert report["unscored"] == {"count": 1, "first": [f"{source}:1 (chosen)"]}
 
 
@@ -169,7 +172,7 @@ def test_a_column_of_correctness_stands_beside_the_scores(reward_model: str, tmp
     found = scored(reward_model, source)
     bias = report_of(reward_model, source, found, correct="right")["bias"]
     assert bias["length_per_100_tokens"]["judged"] is not None
-    assert "the right themselves" in bias["length"]
+    assert "; right itself " in bias["length"]
     assert report_of(reward_model, source, found)["bias"]["length_per_100_tokens"]["judged"] is None
     for name, shown in (("who", "'me'"), ("wrong", "None")):
         with pytest.raises(DataError, match=f"column {name} .* not {shown}; there are right, who"):

@@ -113,7 +113,7 @@ def test_trust_is_the_reward_models_own_report(directory: str) -> None:
     path = Path(directory) / "reward_model.json"
     report = {"beats_chance": True, "verdict": "better than chance", "bias": {"findings": ["prefers longer answers"]}}
     path.write_text(json.dumps(report))
-    assert trust(directory, allow_weak=False).endswith("rm: better than chance; prefers longer answers")
+    assert trust(directory, allow_weak=False).endswith("rm: better than chance\n  prefers longer answers")
     path.write_text(json.dumps({**report, "beats_chance": False, "verdict": "no better than chance"}))
     with pytest.raises(ConfigError, match="rm is no better than chance") as caught:
         trust(directory, allow_weak=False)
