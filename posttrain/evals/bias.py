@@ -158,19 +158,19 @@ def _length_words(
     total, beside = scores, scores_beside_judged
     if total is None:
         return False, f"length: fewer than {MIN_PROMPTS} prompts have answers that differ in length and in score"
-    tested = [total] if beside is None else [total, beside]
-    found = [
-        p < 1 - CONFIDENCE and abs(slope.standardised) >= SMALL
-        for slope, p in zip(tested, holm([slope.p for slope in tested]), strict=True)
-    ]
     inseparable = judged is not None and (beside is None or abs(judged.standardised) >= INSEPARABLE)
+    tested = [total] if beside is None or inseparable else [total, beside]
+    sure = [p < 1 - CONFIDENCE for p in holm([slope.p for slope in tested])]
+    found = [yes and abs(slope.standardised) >= SMALL for slope, yes in zip(tested, sure, strict=True)]
     follows = judged is not None and judged.p < 1 - CONFIDENCE and judged.slope * total.slope > 0
-    biased = any(found) and (found[-1] or inseparable or not follows)
-    longer = "longer" if (tested[-1] if found[-1] else total).slope > 0 else "shorter"
+    biased = found[-1] or (found[0] and not follows)
+    longer = "longer" if (tested[-1] if found[-1] or not sure[0] else total).slope > 0 else "shorter"
     if biased:
         head = f"prefers {longer} answers"
-    elif any(found):
+    elif found[0]:
         head = f"{longer} answers score higher only as far as they are judged better"
+    elif any(sure):
+        head = f"at most a slight preference for {longer} answers"
     else:
         head = "no preference for longer or shorter answers"
     parts = [
@@ -178,9 +178,9 @@ def _length_words(
     ]
     if judged is not None:
         parts.append(f"{judge} {_words(judged)}, correlation {judged.standardised:+.2f}")
-    if beside is not None:
+    if beside is not None and not inseparable:
         parts.append(f"among answers judged alike {_words(beside)}")
-    if biased and inseparable:
+    if inseparable:
         parts.append("length and judgement are too close here to be told apart")
     return biased, "; ".join(parts)
 

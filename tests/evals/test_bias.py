@@ -185,14 +185,27 @@ def test_length_that_decides_every_label_cannot_be_told_from_quality() -> None:
     (finding,) = report["findings"]
     assert finding.startswith("prefers longer answers")
     assert finding.endswith("length and judgement are too close here to be told apart")
+    # a model that goes the other way is not said to like length for what a regression makes of so little
+    report = bias_report(-3 * labels + 0.05 * lengths + rng.normal(size=200), lengths, PLAIN[:200], prompts, labels)
+    assert report["length_per_100_tokens"]["scores_beside_judged"]["p"] < 0.01
+    assert report["findings"] == []
+    assert report["length"].startswith("no preference for longer or shorter answers: ")
+
+
+def test_a_slight_preference_is_no_finding() -> None:
+    rng = np.random.default_rng(12)
+    lengths, prompts, _ = pairs_of(rng.normal(scale=20, size=5000))
+    report = bias_report(0.005 * lengths + rng.normal(size=10000), lengths, PLAIN * 10, prompts)
+    assert report["findings"] == []
+    assert report["length"].startswith("at most a slight preference for longer answers: +0.")
 
 
 def test_a_preference_that_the_labels_hide_is_found_beside_them() -> None:
     """Right answers are shorter and score higher; among answers that are alike in that, the longer ones win."""
     rng = np.random.default_rng(9)
-    lengths, prompts, labels = pairs_of(rng.normal(-15, 20, size=400))
-    report = bias_report(1.1 * labels + 0.03 * lengths + rng.normal(size=800), lengths, PLAIN[:800], prompts, labels)
-    assert report["length_per_100_tokens"]["scores"]["standardised"] < 0.3
+    lengths, prompts, labels = pairs_of(rng.normal(-8, 20, size=400))
+    report = bias_report(1.7 * labels + 0.03 * lengths + rng.normal(size=800), lengths, PLAIN[:800], prompts, labels)
+    assert report["length_per_100_tokens"]["scores"]["standardised"] < 0.1
     assert report["findings"][0].startswith("prefers longer answers")
 
 
