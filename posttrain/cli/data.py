@@ -77,12 +77,12 @@ def pairs(
     ] = 0.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make preference pairs of a GRPO stage's completions: of each prompt the best against the worst.
+    """Make preference pairs of the completions of a GRPO stage or an evaluation: of each prompt the best and the worst.
 
     Parameters
     ----------
     stage
-        Directory of the stage, such as runs/demo/grpo.
+        Directory of the stage, such as runs/demo/grpo, or of an evaluation with num_samples above 1.
     """
     from posttrain.pipeline.rollout_pairs import write_pairs
 

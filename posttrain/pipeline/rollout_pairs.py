@@ -1,35 +1,34 @@
-"""Preference pairs out of the completions that a run kept: of each prompt the best against the worst, by their rewards.
+"""Preference pairs out of the completions that a run kept: of each prompt the best against the worst.
+
+By their rewards in a GRPO stage, by their strict grades in an evaluation: pairs of the policy's own completions.
 
 Floor 6: reads rollouts and writes one JSONL file, in the schema that rm and dpo read.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError
+from posttrain.evals.evaluate import SAMPLES_FILE, Category
 from posttrain.runs import durable
 from posttrain.runs.rollout_files import read_rollouts
 
 
 def write_pairs(stage: Path, out: Path, *, min_gap: float) -> dict[str, int]:
-    """Write the pairs of a finished or stopped stage to `out`; return how many, and how many groups made none.
+    """Write the pairs of a stage's completions to `out`; return how many, and how many groups made none.
 
     `min_gap` is how much better the chosen completion's reward must be. Raises DataError where there are no rollouts or
     no pair.
     """
-    files = sorted((stage / "rollouts").glob("step-*.parquet"))
-    if not files:
-        raise DataError(f"{stage} has no rollouts: expected the directory of a GRPO stage, such as runs/demo/grpo")
     lines: list[str] = []
     groups = 0
-    for file in files:
-        for group in _groups(read_rollouts(file)):
-            groups += 1
-            if (pair := best_and_worst(group, min_gap=min_gap)) is not None:
-                lines.append(json.dumps(pair, ensure_ascii=False))
+    for group in _groups(_kept_completions(stage)):
+        groups += 1
+        if (pair := best_and_worst(group, min_gap=min_gap)) is not None:
+            lines.append(json.dumps(pair, ensure_ascii=False))
     if not lines:
         raise DataError(f"{stage}: none of {groups} groups has two completions whose rewards differ by {min_gap:g}")
     durable.make_directory(out.parent)
@@ -59,7 +58,24 @@ def best_and_worst(group: Sequence[Mapping[str, Any]], *, min_gap: float) -> dic
     return {"prompt": prompt, **sides, **rewards, "step": best["step"], "prompt_id": best["prompt_id"]}
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+def _kept_completions(stage: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the completions of a stage with their rewards: rollouts, or an evaluation's samples, 1 where right."""
+    samples, files = stage / "artifact" / SAMPLES_FILE, sorted((stage / "rollouts").glob("step-*.parquet"))
+    if samples.is_file():
+        for row in read_rollouts(samples):
+            graded = row["category"] != Category.COULD_NOT_GRADE
+            yield {**row, "prompt_id": row["problem_id"], "step": 0, "reward": float(row["strict"]) if graded else None}
+    elif files:
+        for file in files:
+            yield from read_rollouts(file)
+    else:
+        raise DataError(
+            f"{stage} has no completions: expected the directory of a GRPO stage, such as runs/demo/grpo, or of a "
+            "finished evaluation with num_samples above 1"
+        )
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield the rollouts of one prompt at one step together; they lie so in a file."""
     for _, group in groupby(rows, key=lambda row: (row["step"], row["prompt_id"])):
         yield list(group)

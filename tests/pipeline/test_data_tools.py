@@ -11,7 +11,7 @@ from posttrain.data.sources import load_rows
 from posttrain.errors import DataError
 from posttrain.pipeline.data_checks import STAGE_KINDS, check_rows, report_lines, show_rows
 from posttrain.pipeline.rollout_pairs import best_and_worst, write_pairs
-from posttrain.runs.rollout_files import write_rollouts
+from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings
 
 GOOD = {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}
@@ -151,7 +151,21 @@ def test_pairs_of_a_stage_are_rows_of_preferences(tmp_path: Path) -> None:
     assert messages.chosen == ({"role": "assistant", "content": "Yes"},)
     with pytest.raises(DataError, match="none of 3 groups"):
         write_pairs(tmp_path / "grpo", out, min_gap=2.0)
-    with pytest.raises(DataError, match="has no rollouts"):
+    with pytest.raises(DataError, match="has no completions"):
         write_pairs(tmp_path, out, min_gap=0.0)
     assert call("data", "pairs", str(tmp_path / "grpo"), "--out", str(out), "--min-gap", "0.5") == 0
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_pairs_of_an_evaluation_are_right_against_wrong_samples(tmp_path: Path) -> None:
+    runs = ["--runs-dir", str(tmp_path), "--display", "none"]
+    sampled = ["--num_samples", "8", "--sampling.temperature", "1.0", "--sampling.max_completion_length", "60"]
+    assert call("eval", "--data.rows", "12", "--data.split", "train", *sampled, *runs) == 0
+    out = tmp_path / "pairs.jsonl"
+    found = write_pairs(tmp_path / "eval/eval", out, min_gap=0.0)
+    assert found["pairs"] + found["groups_without_pair"] == 12
+    samples = read_rollouts(tmp_path / "eval/eval/artifact/samples.parquet")
+    grades = {(row["prompt"], row["completion"]): row["strict"] for row in samples}
+    rows = load_rows(DataSettings(source=str(out)), seed=0, kinds=("preference",))
+    assert len(rows) == found["pairs"] > 0
+    assert all(grades[row.prompt, row.chosen] and not grades[row.prompt, row.rejected] for row in rows)
