@@ -185,14 +185,20 @@ def _load_plain(
 
 @contextmanager
 def _load_report_off() -> Iterator[None]:
-    """Keep transformers' table of missing weights off the terminal: what matters of it is an error here."""
+    """Keep transformers' table of missing weights off the terminal: what matters of it is an error here.
+
+    By a filter: at a higher level than warnings transformers would tell of tensor parallelism.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _from_pretrained(load: Callable[..., Result], source: str, directory: Path | None, **options: Any) -> Result:

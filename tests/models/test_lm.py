@@ -303,3 +303,10 @@ def test_large_logits_do_not_hide_prompt_trees(saved: Save) -> None:
     directory = saved(initializer_range=1.0, tie_word_embeddings=False)
     for trainable in (True, False):
         assert load(directory, dtype="bfloat16", trainable=trainable).layout == "tree"
+
+
+def test_loading_tells_nothing_that_is_no_fault(saved: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    path = saved()
+    capfd.readouterr()
+    load_model(ModelSettings(name_or_path=str(path), dtype="float32"), seed=0)
+    assert "[transformers]" not in capfd.readouterr().err
