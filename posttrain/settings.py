@@ -260,7 +260,7 @@ class GrpoSettings(OptimizedStageSettings):
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
     rewards: dict[str, float] = {"r1_zero": 1.0}
-    """Reward functions and their weights; a weight of 0 only watches. The model's own reward is reward_model."""
+    """Reward functions and their weights; a weight of 0 only watches. reward_model is the score of a reward model."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
     allow_weak_reward_model: bool = False

@@ -110,7 +110,9 @@ def _check_directory(directory: Path) -> None:
         return
     if not (directory / CONFIG).is_file():
         found = ", ".join(sorted(entry.name for entry in directory.iterdir())[:8]) or "nothing"
-        raise ModelError(f"{directory} has neither {CONFIG} nor {ADAPTER_CONFIG}; it holds {found}")
+        message = f"{directory} has neither {CONFIG} nor {ADAPTER_CONFIG}; it holds {found}"
+        of_stage = directory / "artifact"
+        raise ModelError(message, fix=f"name its artifact: {of_stage}" if of_stage.is_dir() else None)
     config = read_json(directory / CONFIG)
     if present := [key for key in CODE_KEYS if key in config]:
         raise ModelError(
