@@ -19,6 +19,7 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
 }
 LORA_R, LORA_ALPHA = 16, 32
 TEXT_TOKENS = 6000  # tokens that text is made of; the rest of a vocabulary is filler, there for its size
+SPARE_IDS = 8  # that no token has: transformers adds the end tokens of an architecture's own tokenizer
 CONTEXT = 8192
 
 
@@ -110,7 +111,7 @@ def write_model(shape: Shape, texts: list[str], directory: Path) -> tuple[Path, 
 
 
 def make_tokenizer(texts: list[str], vocab: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer learned from the texts, filled up to `vocab` entries that no text reaches."""
+    """Return a byte-level BPE tokenizer learned from the texts, filled up to nearly `vocab` entries, out of reach."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -123,6 +124,6 @@ def make_tokenizer(texts: list[str], vocab: int) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())
     entries = learned["model"]["vocab"]
-    entries.update({f"<{index}>": index for index in range(len(entries), vocab)})
+    entries.update({f"<{index}>": index for index in range(len(entries), vocab - SPARE_IDS)})
     filled = Tokenizer.from_str(json.dumps(learned))
     return PreTrainedTokenizerFast(tokenizer_object=filled, eos_token="<eos>", pad_token="<pad>")
