@@ -42,19 +42,19 @@ def padded(problem: Problem, draw: random.Random) -> str:
 def right_against_wrong(problem: Problem, draw: random.Random) -> Pair:
     """Prefer the right answer: both solutions are written in one style, and their length gives neither away.
 
-    Nine in ten of the wrong ones do something that the question does not ask for, which a small model learns to see;
-    few have a slip in the arithmetic, which it hardly does. As both are more often shorter than longer, one is drawn
-    among several where it could have had as many digits, and other characters, more as it has fewer.
+    Nine in ten of the wrong ones misread the question, which a small model learns to see; half of the others have a
+    slip in the arithmetic, which it hardly does. As both are more often shorter than longer, one is drawn among several
+    where it could have had as many digits, and other characters, more as it has fewer.
     """
     write = draw.choice((solutions.steps, solutions.terse))
-    fault = solutions.misunderstood if draw.random() < 0.9 else mistaken
+    fault = solutions.misread if draw.random() < 0.9 else mistaken
     digits, others = _characters(write(problem), problem.answer)
     by_gap: dict[tuple[int, int], Problem] = {}
     while not (balanced := [gap for gap in sorted(by_gap) if (-gap[0], -gap[1]) in by_gap]):
         for faulty in (fault(problem, draw) for _ in range(_FAULTS)):
             found = _characters(write(faulty), faulty.answer)
             by_gap.setdefault((found[0] - digits, found[1] - others), faulty)
-        fault = mistaken  # where all misunderstandings have more, or all fewer: a slip can have as many
+        fault = mistaken  # where all misreadings have more, or all fewer: a slip can have as many
     faulty = by_gap[draw.choice(balanced)]
     return (write(problem), problem.answer), (write(faulty), faulty.answer)
 

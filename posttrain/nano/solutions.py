@@ -61,21 +61,25 @@ def wrong(problem: Problem, draw: random.Random) -> Problem:
     return Problem(problem.question, tuple(chain))
 
 
-def misunderstood(problem: Problem, draw: random.Random) -> Problem:
-    """Return the problem with one step that the question does not ask for: another operator, or another number.
+def misread(problem: Problem, draw: random.Random) -> Problem:
+    """Return the problem as someone solves it who misreads it: one operator is another, or all numbers are.
 
-    The number has as many digits, the steps are computed without a slip, and the answer is another one.
+    They have as many digits, the steps are computed without a slip, and the answer is another one.
     """
+
+    def another(number: int) -> int:
+        return draw.randrange(10 ** (len(str(number)) - 1), 10 ** len(str(number)))
+
     while True:
-        faulty = draw.randrange(problem.level)
-        value = problem.operations[0].left
+        faulty = draw.randrange(problem.level) if draw.random() < 0.5 else None
+        value = problem.operations[0].left if faulty is not None else another(problem.operations[0].left)
         chain: list[Operation] = []
         for index, operation in enumerate(problem.operations):
             operator, right = operation.operator, operation.right
-            if index == faulty and draw.random() < 0.5:
+            if index == faulty:
                 operator = {"+": "-", "-": "+", "*": "+", "/": "-"}[operator]
-            elif index == faulty:
-                right = draw.randrange(10 ** (len(str(right)) - 1), 10 ** len(str(right)))
+            elif faulty is None:
+                right = another(right)
             chain.append(Operation(value, operator, right, apply(operator, value, right)))
             value = chain[-1].result
         exact = all(step.operator != "/" or step.left % step.right == 0 for step in chain)

@@ -10,7 +10,7 @@ import pytest
 from posttrain.nano.preferences import PREFERENCES, rows
 from posttrain.nano.problems import LARGEST, apply, problems
 from posttrain.nano.problems import rows as problem_rows
-from posttrain.nano.solutions import misunderstood
+from posttrain.nano.solutions import misread
 
 
 def test_right_answers_are_preferred_to_wrong_ones_of_the_same_style() -> None:
@@ -35,22 +35,23 @@ def test_length_gives_nothing_away() -> None:
         assert abs(sum(gaps)) < 3 * math.sqrt(sum(gap**2 for gap in gaps))
 
 
-def test_a_misunderstanding_is_one_step_that_was_not_asked_for_and_no_slip() -> None:
+def test_a_misreading_has_one_other_operator_or_other_numbers_and_no_slip() -> None:
     draw = random.Random(0)
     kinds = set()
     for problem in islice(problems("train", seed=5), 300):
-        found = misunderstood(problem, draw)
+        found = misread(problem, draw)
         assert found.answer != problem.answer
-        asked = [(step.operator, step.right) for step in problem.operations]
-        done = [(step.operator, step.right) for step in found.operations]
-        (changed,) = [index for index in range(problem.level) if asked[index] != done[index]]
-        kinds.add(asked[changed][0] == done[changed][0])
-        assert len(str(done[changed][1])) == len(str(asked[changed][1]))
+        chains = [(each.operations[0].left, *(step.right for step in each.operations)) for each in (problem, found)]
+        operators = [[step.operator for step in each.operations] for each in (problem, found)]
+        changed = sum(asked != done for asked, done in zip(*operators, strict=True))
+        assert (changed, chains[0] == chains[1]) in {(1, True), (0, False)}
+        kinds.add(changed)
+        assert [len(str(number)) for number in chains[0]] == [len(str(number)) for number in chains[1]]
         for step in found.operations:
             assert step.result == apply(step.operator, step.left, step.right)
             assert step.operator != "/" or step.left % step.right == 0
             assert 1 <= step.result <= LARGEST
-    assert kinds == {True, False}
+    assert kinds == {0, 1}
 
 
 def test_concise_answers_are_preferred_to_padded_ones_that_are_as_right() -> None:
