@@ -35,7 +35,7 @@ from posttrain.models.files import HEAD, base_of_adapter, is_adapter, locate, re
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
-from posttrain.models.quantized import quantization_options, use_dense_products
+from posttrain.models.quantized import leave_file, quantization_options, use_dense_products
 from posttrain.models.score_heads import check_head, expect_head, saved_head
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
@@ -179,7 +179,9 @@ def _load_plain(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    use_dense_products(model)
+    if settings.load_in_4bit:
+        leave_file(model)
+        use_dense_products(model)
     return model
 
 

