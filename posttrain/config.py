@@ -182,6 +182,15 @@ def leaves_of(fields: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key
             yield (*prefix, name), value
 
 
+def with_value(settings: Model, dotted: str, value: Any) -> Model:
+    """Return the settings with one value changed; unchanged where they have no such key."""
+    name, _, rest = dotted.partition(".")
+    if name not in type(settings).model_fields:
+        return settings
+    inner = with_value(getattr(settings, name), rest, value) if rest else value
+    return settings.model_copy(update={name: inner})
+
+
 def default_leaves(settings_class: type[Settings]) -> dict[Key, Leaf]:
     """Return the defaults: a nested table starts from its parent's default, not from its class's."""
     fields = settings_class.model_fields

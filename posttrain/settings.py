@@ -305,6 +305,15 @@ class EvalSettings(ModelStageSettings):
     """The one answer format that counts (think and answer tags, a box, "#### 42"); None: the prompt style's."""
 
 
+class PairsSettings(StageSettings):
+    """Make preference pairs of the completions of an earlier stage: of each prompt the best and the worst."""
+
+    completions: str
+    """The stage whose completions are paired: grpo, by their rewards, or eval with num_samples above 1, by grades."""
+    min_gap: NonNegative = 0.0
+    """How much better the chosen completion's reward must be; equal rewards make no pair."""
+
+
 class CompareSettings(StageSettings):
     """Compare finished evaluations of the same problems: paired tests against a baseline."""
 

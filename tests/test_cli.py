@@ -95,7 +95,7 @@ def test_an_error_ends_with_its_code_and_its_fix_and_a_traceback_only_on_demand(
         raise error
 
     kept = STAGE_TYPES["sft"]
-    STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: failing)
+    STAGE_TYPES["sft"] = StageType(SftSettings, ("model",), lambda: failing)
     try:
         arguments = ["sft", "--model.name_or_path", "owner/model", "--runs_dir", str(tmp_path), "--display", "none"]
         code, text = fails(capsys, *arguments)
@@ -111,7 +111,7 @@ def test_any_other_error_is_one_line_and_says_where_its_traceback_is(capsys, tmp
         raise ValueError("two\nlines")
 
     kept = STAGE_TYPES["sft"]
-    STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: failing)
+    STAGE_TYPES["sft"] = StageType(SftSettings, ("model",), lambda: failing)
     try:
         flags = ["--model.name_or_path", "owner/model", "--runs_dir", str(tmp_path), "--display", "none"]
         code, text = fails(capsys, "sft", *flags)
@@ -135,7 +135,7 @@ def test_a_stage_verb_runs_in_its_directory_with_file_and_flags(capsys, tmp_path
         run.finish({})
 
     kept = STAGE_TYPES["sft"]
-    STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: recording)
+    STAGE_TYPES["sft"] = StageType(SftSettings, ("model",), lambda: recording)
     (tmp_path / "c.toml").write_text("learning_rate = 1e-3\nmodel.name_or_path = 'owner/model'\n[data]\nrows = 2\n")
     try:
         flags = ["--config", str(tmp_path / "c.toml"), "--runs-dir", str(tmp_path), "--name", "try", "--data.rows", "3"]

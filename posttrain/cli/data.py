@@ -84,8 +84,9 @@ def pairs(
     stage
         Directory of the stage, such as runs/demo/grpo, or of an evaluation with num_samples above 1.
     """
-    from posttrain.pipeline.rollout_pairs import write_pairs
+    from posttrain.stages.pairs import make_pairs, write_pairs
 
-    found = write_pairs(stage, out, min_gap=min_gap)
-    text = f"{found['pairs']} pairs in {out}; {found['groups_without_pair']} groups made none"
-    print_result(found, text, as_json=as_json)
+    made, without = make_pairs(stage, min_gap=min_gap)
+    write_pairs(out, made)
+    found = {"pairs": len(made), "groups_without_pair": without}
+    print_result(found, f"{len(made)} pairs in {out}; {without} groups made none", as_json=as_json)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import posttrain
+from posttrain.config import with_value
 from posttrain.data.sources import load_rows
 from posttrain.errors import PosttrainError
 from posttrain.evals.evaluate import PROBLEMS_PER_STEP
@@ -30,8 +31,6 @@ BUDGET = 5.0  # seconds of steps in each stage
 LENIENCY = 4.0  # a step of many rows takes less than as many steps of one row
 PROBE_LENGTH, PROBE_ROWS = 16, 64  # of the first, smallest step: tokens of its completions, rows to read
 PENALTY = 1e-6  # a KL coefficient under which every group is trained, whatever it earned
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +118,11 @@ def bench(recipe: Recipe, runs_dir: str | Path, *, tell: Callable[[str], None] =
             if start is None:
                 skipped.append(f"{stage.name} was not measured: it starts from a model that is not pre-trained yet")
                 continue
-            if stage.reward_from and not (directory / stage.reward_from / "artifact").is_dir():
-                skipped.append(
-                    f"{stage.name} was not measured: its reward model, {stage.reward_from}, is not trained yet"
-                )
+            missing = [link for link in stage.filled.values() if link.key != "init_from"]
+            missing = [link for link in missing if not (directory / link.stage / "artifact").is_dir()]
+            if missing:
+                what, origin = missing[0].wanted.replace("_", " "), missing[0].stage
+                skipped.append(f"{stage.name} was not measured: it needs the {what} of {origin}, which has not run")
                 continue
             tell(f"measuring {stage.name} ({stage.type}) on {start.name_or_path}")
             try:
@@ -167,7 +167,7 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     """Measure one stage: its smallest step, then as large a step as the time allows, at best the stage as it is."""
     assert isinstance(stage.settings, ModelStageSettings)
     # The reference's log-probs of all rows would be computed before the first step, and kept.
-    settings = _with(_with(stage.settings, "model", model), "reference_cache", None)
+    settings = with_value(with_value(stage.settings, "model", model), "reference_cache", None)
     work, shape = STAGE_TYPES[stage.type].load(), SHAPES.get(stage.type)
     notes = []
     if stage.init_from and not Path(model.name_or_path).match(f"*/{stage.init_from}/artifact"):
@@ -176,16 +176,16 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     size = full = min(rows, shape.largest or rows) if shape else 1
     resized = settings
     if shape:
-        few = _with(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
+        few = with_value(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
         limit = min(_max_length(settings) or PROBE_LENGTH, PROBE_LENGTH)
         least = min(shape.smallest, full)
-        smallest = _with(_with(few, shape.size, least), "sampling.max_completion_length", limit)
+        smallest = with_value(with_value(few, shape.size, least), "sampling.max_completion_length", limit)
         size = affordable(measure(work, smallest, budget=math.inf, max_steps=1), full, least)
-        resized = settings if size == full else _with(settings, shape.size, size)
+        resized = settings if size == full else with_value(settings, shape.size, size)
     found, length = _measure_within_budget(work, resized, shape, size)
     if not trains(found) and _value(settings, "kl_coef") == 0:
         notes.append("no group of completions earned different rewards: the update was measured with a KL reference")
-        resized = _with(resized, "kl_coef", PENALTY)
+        resized = with_value(resized, "kl_coef", PENALTY)
         found, length = _measure_within_budget(work, resized, shape, size)
     if size != full and shape:
         whole = measure(work, settings, budget=0.0, max_steps=0)
@@ -280,7 +280,7 @@ def _measure_within_budget(
     samples = _value(settings, shape.samples) if shape and shape.samples else 1
     waves = math.ceil(size * samples / settings.engine.max_sequences)
     length = max(1, min(found.decoded, _max_length(settings)) // (2 * waves))
-    shorter = _with(settings, "sampling.max_completion_length", length)
+    shorter = with_value(settings, "sampling.max_completion_length", length)
     return measure(work, shorter, budget=math.inf, max_steps=2), length
 
 
@@ -305,15 +305,6 @@ def _value(settings: Any, dotted: str) -> Any:
 def _max_length(settings: Settings) -> int:
     """Return the token limit of completions; 0 for a stage that samples none."""
     return _value(settings, "sampling.max_completion_length") or 0
-
-
-def _with(settings: SettingsType, dotted: str, value: Any) -> SettingsType:
-    """Return the settings with one value changed; unchanged where they have no such key."""
-    name, _, rest = dotted.partition(".")
-    if name not in type(settings).model_fields:
-        return settings
-    inner = _with(getattr(settings, name), rest, value) if rest else value
-    return settings.model_copy(update={name: inner})
 
 
 def _mean(values: Sequence[float]) -> float:

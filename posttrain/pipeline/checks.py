@@ -3,7 +3,7 @@
 Floor 6: settings, names and the presence of files; loads neither torch nor rows nor models.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from posttrain.config import near_match
 from posttrain.data.filters import check_languages
@@ -16,19 +16,21 @@ from posttrain.settings import DataSettings, StageSettings
 from posttrain.stages.checks import settings_problems
 
 
-def stage_problems(settings: StageSettings) -> Iterator[tuple[str, PosttrainError]]:
-    """Yield each problem with the dotted key that it hangs on."""
+def stage_problems(settings: StageSettings, *, filled: Container[str] = ()) -> Iterator[tuple[str, PosttrainError]]:
+    """Yield each problem with the dotted key that it hangs on; `filled` are the keys that earlier stages fill."""
     yield from settings_problems(settings)
     try:
         data = data_of(settings)
     except ConfigError as error:
         yield "task", error
     else:
-        yield from data_problems(data) if data else ()
+        if data:
+            yield from data_problems(data)
+            yield from () if "data.source" in filled else source_problems(data)
 
 
 def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
-    """Yield an unknown prompt style, source, split or language, and files that are not there."""
+    """Yield an unknown prompt style or language."""
     style = data.prompt_style
     if style is not None and style not in PROMPT_STYLES:
         near = near_match(style, list(PROMPT_STYLES), known=list(PROMPT_STYLES))
@@ -38,6 +40,10 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
             check_languages(data.filters.languages)
         except ConfigError as error:
             yield "data.filters.languages", error
+
+
+def source_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
+    """Yield an unknown source or split, and files that are not there."""
     try:
         split_to_read(data)
     except ConfigError as error:

@@ -4,7 +4,7 @@ Floor 6: part of a stage's fingerprint, so that a finished stage is done again w
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from posttrain.data.files import split_files
@@ -47,20 +47,21 @@ def data_files(data: DataSettings) -> list[Path]:
     return split_files(path, split_to_read(data)) if path.is_dir() else [path]
 
 
-def input_hashes(settings: StageSettings, *, own_model: bool, own_reward_model: bool = True) -> dict[str, str]:
-    """Return a hash for each input: data, model and reward model (where it is no earlier stage's) and chat template.
+def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dict[str, str]:
+    """Return a hash for each input: data, model, reward model and chat template.
 
-    Raises ModelError or DataError where one is missing.
+    `filled` are the dotted settings that earlier stages fill: what these name is not there yet. Raises ModelError or
+    DataError where one is missing.
     """
     hashes: dict[str, str] = {}
-    if (data := data_of(settings)) and (files := data_files(data)):
+    if "data.source" not in filled and (data := data_of(settings)) and (files := data_files(data)):
         hashes["data"] = _joined(hash_file(file).sha256 for file in files)
     if isinstance(settings, ModelStageSettings) and not isinstance(settings, PretrainSettings):
-        if own_model and (model := model_hash(settings.model)):
+        if "model.name_or_path" not in filled and (model := model_hash(settings.model)):
             hashes["model"] = model
         if (template := settings.model.chat_template) and Path(template).is_file():
             hashes["chat_template"] = hash_file(Path(template)).sha256
-    if isinstance(settings, GrpoSettings) and settings.reward_model is not None and own_reward_model:
+    if isinstance(settings, GrpoSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
     return hashes

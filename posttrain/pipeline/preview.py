@@ -16,6 +16,7 @@ from posttrain.field_types import show
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.recipe import Recipe, Stage
 from posttrain.pipeline.runner import stage_settings
+from posttrain.pipeline.stages import Product
 from posttrain.settings import (
     DataSettings,
     DpoSettings,
@@ -33,14 +34,19 @@ if TYPE_CHECKING:
     from posttrain.data.rows import Kind, Row
 
 PREVIEW_ROWS = 64  # read and checked; the first is shown
+LINK_WORDS: dict[Product, str] = {
+    "model": "from",
+    "reward_model": "rewarded by",
+    "pairs": "on the pairs of",
+    "completions": "of the completions of",
+}
 
 
 def preview(recipe: Recipe, runs_dir: str | Path) -> Iterator[str]:
     """Yield the lines of a dry run; raises what the stages would raise about settings, rows and tokenizers."""
     directory = Path(runs_dir) / recipe.name
     for stage in recipe.stages:
-        fed = f", from {stage.init_from}" if stage.init_from else ""
-        fed += f", rewarded by {stage.reward_from}" if stage.reward_from else ""
+        fed = "".join(f", {LINK_WORDS[link.wanted]} {link.stage}" for link in stage.links if link.wanted in LINK_WORDS)
         yield f"stage {stage.name} ({stage.type}{fed}) -> {directory / stage.name}"
         yield from _setting_lines(stage, directory)
         yield from _example_lines(recipe, stage, directory)
@@ -59,17 +65,17 @@ def _setting_lines(stage: Stage, directory: Path) -> Iterator[str]:
 
 
 def _origin(stage: Stage, dotted: str) -> str:
-    if dotted == "model.name_or_path" and stage.init_from:
-        return f"artifact of {stage.init_from}"
-    if dotted == "reward_model" and stage.reward_from:
-        return f"artifact of {stage.reward_from}"
-    return stage.origin_of(dotted)
+    link = stage.filled.get(dotted)
+    return f"artifact of {link.stage}" if link else stage.origin_of(dotted)
 
 
 def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
     """Yield one example as the stage would see it; stages without rows have none."""
-    settings = stage.settings
+    settings = stage_settings(stage, directory)
     if not isinstance(settings, RowStageSettings | GrpoSettings | EvalSettings):
+        return
+    if (link := stage.filled.get("data.source")) and not (directory / link.stage / "artifact").is_dir():
+        yield f"  its rows come from the stage {link.stage}, which has not run"
         return
     data = data_of(settings)
     assert data is not None

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from posttrain.config import DEFAULT, Entry, near_match, parse_flags, read_toml, refuse, resolve, under
 from posttrain.errors import ConfigError, PosttrainError
-from posttrain.models.files import is_path
 from posttrain.pipeline.checks import stage_problems
+from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.settings import CompareSettings, GrpoSettings, ModelStageSettings, Settings, StageSettings
+from posttrain.settings import CompareSettings, ModelStageSettings, Settings, StageSettings
 
 SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
@@ -51,21 +51,25 @@ class StageHeader(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage with its settings; `init_from`, `reward_from` and `evaluations` name earlier stages."""
+    """One stage with its settings and the earlier stages that it reads."""
 
     name: str
     type: str
     settings: StageSettings
     origins: Mapping[str, str]  # dotted key -> "default", file:line or flag
     where: str  # file:line of its table
-    init_from: str | None = None
-    reward_from: str | None = None  # the stage whose reward model it uses
+    links: tuple[Link, ...] = ()
     in_recipe: bool = True  # whether flags name it: --stage.NAME.key
 
     @property
-    def evaluations(self) -> tuple[str, ...]:
-        """The evaluation stages that a comparison reads; empty for other stages."""
-        return tuple(self.settings.models) if isinstance(self.settings, CompareSettings) else ()
+    def init_from(self) -> str | None:
+        """The stage whose model this one starts from."""
+        return next((link.stage for link in self.links if link.key == "init_from"), None)
+
+    @property
+    def filled(self) -> dict[str, Link]:
+        """The dotted settings that the output of earlier stages fills."""
+        return {link.fills: link for link in self.links if link.fills is not None}
 
     def origin_of(self, key: str) -> str:
         """Return where a value came from; a table's origin is that of its first written entry."""
@@ -142,13 +146,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def fed_by(stage: Stage) -> list[tuple[str, str]]:
-    """Return the names of the earlier stages whose artifacts a stage reads, each with what it must produce."""
-    models = [(stage.init_from, "model"), (stage.reward_from, "reward_model")]
-    evaluations = [(name, "evaluation") for name in stage.evaluations]
-    return [(name, wanted) for name, wanted in [*models, *evaluations] if name is not None]
-
-
 def frozen_settings(stage: Stage) -> dict[str, Any]:
     """Return what must not change between two parts of a run, as plain JSON."""
     content = stage.settings.model_dump(mode="json")
@@ -219,16 +216,8 @@ def _read_stage(
         resolved.settings,
         resolved.origins,
         where,
-        header.settings.init_from,
-        _reward_stage(resolved.settings, stage_names),
+        find_links(resolved.settings, header.settings.init_from, stage_names),
     )
-
-
-def _reward_stage(settings: StageSettings, stage_names: Sequence[str]) -> str | None:
-    """Return the stage whose reward model the settings name; None where it is a directory's, the Hub's, or none."""
-    name = settings.reward_model if isinstance(settings, GrpoSettings) else None
-    elsewhere = name is None or (name not in stage_names and ("/" in name or is_path(name)))
-    return None if elsewhere else name
 
 
 def _is_header(entry: Entry) -> bool:
@@ -237,7 +226,7 @@ def _is_header(entry: Entry) -> bool:
 
 def _stage_problems(stage: Stage) -> Iterator[str]:
     """Yield what is wrong with a stage by itself, after its line or flag."""
-    for key, error in stage_problems(stage.settings):
+    for key, error in stage_problems(stage.settings, filled=stage.filled):
         stage.name_in(error)
         origin = stage.origin_of(key)
         yield f"{stage.where if origin == DEFAULT else origin}: {error}"
@@ -247,18 +236,17 @@ def _link_problems(
     stage: Stage, own: Sequence[Entry], earlier: Mapping[str, Stage], stage_names: Sequence[str]
 ) -> Iterator[str]:
     """Yield what is wrong with the stages that a stage reads: each must come earlier and make the right thing."""
-    keys = {"model": "init_from", "reward_model": "reward_model", "evaluation": "models"}
-    lines = {entry.key[0]: entry.origin for entry in reversed(own) if entry.key}
+    lines = {".".join(entry.key): entry.origin for entry in reversed(own)}
     before = stage_names[: stage_names.index(stage.name)]
-    for name, wanted in fed_by(stage):
-        line = lines.get(keys[wanted], stage.where)
-        needs = f"{line}: stage {stage.name} needs {name}"
+    for link in stage.links:
+        name = link.stage
+        needs = f"{lines.get(link.key, stage.where)}: stage {stage.name} needs {name}"
         if name not in stage_names:
             yield f"{needs}, and there is no such stage{near_match(name, before)}"
         elif name not in before:
             yield f"{needs}, which must come before it"
-        elif name in earlier and STAGE_TYPES[earlier[name].type].produces != wanted:
-            yield f"{needs}, which is of type {earlier[name].type} and makes no {wanted.replace('_', ' ')}"
+        elif name in earlier and link.wanted not in STAGE_TYPES[earlier[name].type].produces:
+            yield f"{needs}, which is of type {earlier[name].type} and makes no {link.wanted.replace('_', ' ')}"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
         yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):

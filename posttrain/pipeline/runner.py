@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 
 import posttrain
-from posttrain.config import fingerprint
+from posttrain.config import fingerprint, with_value
 from posttrain.errors import CheckpointError, ConfigError, PosttrainError, Stopped
 from posttrain.pipeline.inputs import input_hashes
-from posttrain.pipeline.recipe import Recipe, Stage, fed_by, frozen_settings
+from posttrain.pipeline.recipe import Recipe, Stage, frozen_settings
 from posttrain.pipeline.stages import STAGE_TYPES
 from posttrain.runs.artifact import verify_artifact
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import Display, make_display
 from posttrain.runs.identity import recorded_fingerprint
 from posttrain.runs.signals import stop_on_signals
-from posttrain.settings import ModelStageSettings, StageSettings
+from posttrain.settings import StageSettings
 
 
 def run_recipe(
@@ -62,7 +62,7 @@ def _run_stage(stage: Stage, run: StageRun, display: Display) -> None:
     kind = STAGE_TYPES[stage.type]
     with run, _notices_kept(run):
         if run.finished:
-            if kind.produces != "comparison":
+            if kind.produces:
                 verify_artifact(run.artifact)
             display.message(f"{run.path.parent.name}/{stage.name} is finished")
             if (run.path / "comparison.json").is_file():
@@ -102,13 +102,10 @@ def _notices_kept(run: StageRun) -> Iterator[None]:
 
 
 def stage_settings(stage: Stage, directory: Path) -> StageSettings:
-    """Return a stage's settings with the model of the stage that it starts from, and the reward model of another."""
+    """Return a stage's settings with the paths of what it reads of earlier stages."""
     settings = stage.settings
-    if stage.init_from is not None and isinstance(settings, ModelStageSettings):
-        model = settings.model.model_copy(update={"name_or_path": str(directory / stage.init_from / "artifact")})
-        settings = settings.model_copy(update={"model": model})
-    if stage.reward_from is not None:
-        settings = settings.model_copy(update={"reward_model": str(directory / stage.reward_from / "artifact")})
+    for key, link in stage.filled.items():
+        settings = with_value(settings, key, str(directory / link.stage / "artifact"))
     return settings
 
 
@@ -116,11 +113,9 @@ def stage_fingerprints(recipe: Recipe) -> dict[str, str]:
     """Return each stage's fingerprint: of its settings, its local data, its starting model, and the stages before."""
     found: dict[str, str] = {}
     for stage in recipe.stages:
-        upstream = {name: found[name] for name, _ in fed_by(stage)}
+        upstream = {link.stage: found[link.stage] for link in stage.links}
         try:
-            inputs = input_hashes(
-                stage.settings, own_model=stage.init_from is None, own_reward_model=stage.reward_from is None
-            )
+            inputs = input_hashes(stage.settings, filled=stage.filled)
         except PosttrainError as error:
             stage.name_in(error)
             raise

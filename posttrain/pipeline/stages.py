@@ -12,6 +12,7 @@ from posttrain.settings import (
     DpoSettings,
     EvalSettings,
     GrpoSettings,
+    PairsSettings,
     PretrainSettings,
     RmSettings,
     SftSettings,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.runs.directory import StageRun
 
 StageFunction = Callable[[Any, "StageRun"], None]
+Product = Literal["model", "reward_model", "completions", "pairs", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class StageType:
     """A kind of stage; `load` imports and returns its function."""
 
     settings: type[StageSettings]
-    produces: Literal["model", "reward_model", "evaluation", "comparison"]
+    produces: tuple[Product, ...]  # what others can read of it; nothing of one that only shows
     load: Callable[[], StageFunction]
 
 
@@ -69,6 +71,12 @@ def _evaluate() -> StageFunction:
     return evaluate
 
 
+def _pairs() -> StageFunction:
+    from posttrain.stages.pairs import pairs
+
+    return pairs
+
+
 def _compare() -> StageFunction:
     from posttrain.reports.comparison import compare_stage
 
@@ -76,11 +84,12 @@ def _compare() -> StageFunction:
 
 
 STAGE_TYPES: dict[str, StageType] = {
-    "pretrain": StageType(PretrainSettings, "model", _pretrain),
-    "sft": StageType(SftSettings, "model", _sft),
-    "rm": StageType(RmSettings, "reward_model", _rm),
-    "dpo": StageType(DpoSettings, "model", _dpo),
-    "grpo": StageType(GrpoSettings, "model", _grpo),
-    "eval": StageType(EvalSettings, "evaluation", _evaluate),
-    "compare": StageType(CompareSettings, "comparison", _compare),
+    "pretrain": StageType(PretrainSettings, ("model",), _pretrain),
+    "sft": StageType(SftSettings, ("model",), _sft),
+    "rm": StageType(RmSettings, ("reward_model",), _rm),
+    "dpo": StageType(DpoSettings, ("model",), _dpo),
+    "grpo": StageType(GrpoSettings, ("model", "completions"), _grpo),
+    "eval": StageType(EvalSettings, ("evaluation", "completions"), _evaluate),
+    "pairs": StageType(PairsSettings, ("pairs",), _pairs),
+    "compare": StageType(CompareSettings, (), _compare),
 }

@@ -10,9 +10,9 @@ from posttrain.cli import main
 from posttrain.data.sources import load_rows
 from posttrain.errors import DataError
 from posttrain.pipeline.data_checks import STAGE_KINDS, check_rows, report_lines, show_rows
-from posttrain.pipeline.rollout_pairs import best_and_worst, write_pairs
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings
+from posttrain.stages.pairs import best_and_worst, make_pairs, write_pairs
 
 GOOD = {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}
 SAME = {"prompt": "1+1?", "chosen": " 2", "rejected": " 2 "}
@@ -144,15 +144,17 @@ def test_pairs_of_a_stage_are_rows_of_preferences(tmp_path: Path) -> None:
     write_rollouts(tmp_path / "grpo" / "rollouts" / "step-00000001.parquet", first)
     write_rollouts(tmp_path / "grpo" / "rollouts" / "step-00000002.parquet", second)
     out = tmp_path / "new" / "pairs.jsonl"
-    assert write_pairs(tmp_path / "grpo", out, min_gap=0.0) == {"pairs": 2, "groups_without_pair": 1}
+    made, without = make_pairs(tmp_path / "grpo", min_gap=0.0)
+    assert (len(made), without) == (2, 1)
+    write_pairs(out, made)
     text, messages = load_rows(DataSettings(source=str(out)), seed=0, kinds=("preference",))
     assert (text.prompt, text.chosen, text.rejected) == ("User: p", "good", "bad")
     assert messages.prompt == ({"role": "user", "content": "Hi"},)
     assert messages.chosen == ({"role": "assistant", "content": "Yes"},)
-    with pytest.raises(DataError, match="none of 3 groups"):
-        write_pairs(tmp_path / "grpo", out, min_gap=2.0)
+    with pytest.raises(DataError, match="none of 3 groups has two completions whose rewards differ by 2"):
+        make_pairs(tmp_path / "grpo", min_gap=2.0)
     with pytest.raises(DataError, match="has no completions"):
-        write_pairs(tmp_path, out, min_gap=0.0)
+        make_pairs(tmp_path, min_gap=0.0)
     assert call("data", "pairs", str(tmp_path / "grpo"), "--out", str(out), "--min-gap", "0.5") == 0
     assert len(out.read_text().splitlines()) == 1
 
@@ -161,11 +163,9 @@ def test_pairs_of_an_evaluation_are_right_against_wrong_samples(tmp_path: Path) 
     runs = ["--runs-dir", str(tmp_path), "--display", "none"]
     sampled = ["--num_samples", "8", "--sampling.temperature", "1.0", "--sampling.max_completion_length", "60"]
     assert call("eval", "--data.rows", "12", "--data.split", "train", *sampled, *runs) == 0
-    out = tmp_path / "pairs.jsonl"
-    found = write_pairs(tmp_path / "eval/eval", out, min_gap=0.0)
-    assert found["pairs"] + found["groups_without_pair"] == 12
+    made, without = make_pairs(tmp_path / "eval/eval", min_gap=0.0)
+    assert len(made) + without == 12
     samples = read_rollouts(tmp_path / "eval/eval/artifact/samples.parquet")
     grades = {(row["prompt"], row["completion"]): row["strict"] for row in samples}
-    rows = load_rows(DataSettings(source=str(out)), seed=0, kinds=("preference",))
-    assert len(rows) == found["pairs"] > 0
-    assert all(grades[row.prompt, row.chosen] and not grades[row.prompt, row.rejected] for row in rows)
+    assert all(grades[pair["prompt"], pair["chosen"]] and not grades[pair["prompt"], pair["rejected"]] for pair in made)
+    assert made

@@ -69,7 +69,7 @@ def test_stages_come_in_order_with_shared_defaults_below_their_own(tmp_path):
     assert (sft.data.rows, sft.learning_rate, sft.seed) == (4, 1e-3, 17)
     assert (grpo.seed, grpo.data.rows) == (3, 9)
     assert comparison == CompareSettings(baseline="base", models=["base", "sft_eval"], seed=17)
-    assert recipe.stages[4].evaluations == ("base", "sft_eval")
+    assert [(link.key, link.stage) for link in recipe.stages[4].links] == [("models", "base"), ("models", "sft_eval")]
 
 
 def test_origins_name_line_flag_or_default(tmp_path):

@@ -11,8 +11,9 @@ from posttrain.models.lm import load_model
 from posttrain.models.scores import add_score_head, save_reward_model
 from posttrain.pipeline.bench import bench
 from posttrain.pipeline.inputs import input_hashes
+from posttrain.pipeline.links import Link
 from posttrain.pipeline.preview import preview
-from posttrain.pipeline.recipe import Recipe, fed_by, frozen_settings, load_recipe
+from posttrain.pipeline.recipe import Recipe, frozen_settings, load_recipe
 from posttrain.pipeline.runner import run_recipe, stage_fingerprints, stage_settings
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.logs import read_rows
@@ -46,7 +47,7 @@ def problems(tmp_path: Path, text: str) -> str:
 def test_an_earlier_stage_feeds_its_reward_model(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     grpo = recipe.stages[2]
-    assert fed_by(grpo) == [("sft", "model"), ("rm", "reward_model")]
+    assert grpo.links == (Link("init_from", "sft", "model"), Link("reward_model", "rm", "reward_model"))
     settings = stage_settings(grpo, tmp_path / "runs" / "r")
     assert isinstance(settings, GrpoSettings)
     assert settings.reward_model == str(tmp_path / "runs" / "r" / "rm" / "artifact")
@@ -60,10 +61,10 @@ def test_a_directory_is_no_stage_and_a_stage_is_no_directory(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rm").mkdir()
     (tmp_path / "mine").mkdir()
-    assert load(tmp_path).stages[2].reward_from == "rm"
+    assert load(tmp_path).stages[2].filled["reward_model"].stage == "rm"
     for name in ("mine", "./rm", "owner/reward-model"):
         stage = load(tmp_path, RECIPE.replace('reward_model = "rm"', f'reward_model = "{name}"')).stages[2]
-        assert (stage.reward_from, fed_by(stage)) == (None, [("sft", "model")])
+        assert stage.links == (Link("init_from", "sft", "model"),)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +103,12 @@ def test_the_reward_model_is_in_the_fingerprint_and_the_permission_to_use_a_weak
     for name in ("config.json", "model.safetensors", "reward_model.json"):
         (model / name).write_text("{}")
     settings = GrpoSettings(reward_model=str(model), model=ModelSettings(name_or_path="owner/model"))
-    hashes = [input_hashes(settings, own_model=True)]
+    hashes = [input_hashes(settings)]
     for name in ("model.safetensors", "reward_model.json"):
         (model / name).write_text('{"changed": 1}')
-        hashes.append(input_hashes(settings, own_model=True))
+        hashes.append(input_hashes(settings))
     assert len({found["reward_model"] for found in hashes}) == 3
-    assert "reward_model" not in input_hashes(settings, own_model=True, own_reward_model=False)
+    assert "reward_model" not in input_hashes(settings, filled=["reward_model"])
 
 
 def test_a_recipe_trains_a_reward_model_and_a_policy_against_it(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ sampling.max_completion_length = 8
 """
     recipe = load(tmp_path, text)
     found = bench(recipe, tmp_path / "runs")
-    assert any("its reward model, rm, is not trained yet" in sentence for sentence in found.skipped)
+    assert any("it needs the reward model of rm, which has not run" in sentence for sentence in found.skipped)
     directory = run_recipe(recipe, tmp_path / "runs", display=NoDisplay())
     (event,) = (row for row in read_rows(directory / "grpo" / "events.jsonl") if row["event"] == "reward_model")
     assert "better than chance" in event["text"]

@@ -74,9 +74,9 @@ def compare(settings: CompareSettings, run: StageRun) -> None:
 
 def install() -> None:
     """Let the stage types run the small functions above."""
-    STAGE_TYPES["sft"] = StageType(SftSettings, "model", lambda: train)
-    STAGE_TYPES["eval"] = StageType(EvalSettings, "evaluation", lambda: evaluate)
-    STAGE_TYPES["compare"] = StageType(CompareSettings, "comparison", lambda: compare)
+    STAGE_TYPES["sft"] = StageType(SftSettings, ("model",), lambda: train)
+    STAGE_TYPES["eval"] = StageType(EvalSettings, ("evaluation",), lambda: evaluate)
+    STAGE_TYPES["compare"] = StageType(CompareSettings, (), lambda: compare)
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +247,7 @@ def test_warnings_of_a_stage_are_kept_and_shown_once(tmp_path, capsys):
 def test_every_input_is_in_the_fingerprint(tmp_path):
     def hashes(data: DataSettings | None = None, model: str = "owner/model") -> dict[str, str]:
         settings = SftSettings(data=data or DataSettings(), model=ModelSettings(name_or_path=model))
-        return input_hashes(settings, own_model=True)
+        return input_hashes(settings)
 
     assert hashes() == {}
     rows = tmp_path / "rows"

@@ -2,7 +2,8 @@
 
 By their rewards in a GRPO stage, by their strict grades in an evaluation: pairs of the policy's own completions.
 
-Floor 6: reads rollouts and writes one JSONL file, in the schema that rm and dpo read.
+Floor 5: reads rollouts and writes one JSONL file, in the schema that rm and dpo read. The stage does it inside a
+recipe, `posttrain data pairs` beside one.
 """
 
 import json
@@ -14,26 +15,39 @@ from typing import Any
 from posttrain.errors import DataError
 from posttrain.evals.evaluate import SAMPLES_FILE, Category
 from posttrain.runs import durable
+from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts
+from posttrain.settings import PairsSettings
+
+PAIRS_FILE = "train.jsonl"  # the one split of the artifact, a directory of rows
 
 
-def write_pairs(stage: Path, out: Path, *, min_gap: float) -> dict[str, int]:
-    """Write the pairs of a stage's completions to `out`; return how many, and how many groups made none.
+def pairs(settings: PairsSettings, run: StageRun) -> None:
+    """Publish the pairs of the completions of the stage beside this one that the settings name; finish the run."""
+    made, without = make_pairs(run.path.parent / settings.completions, min_gap=settings.min_gap)
+    run.publish_artifact(lambda directory: write_pairs(directory / PAIRS_FILE, made))
+    run.event("pairs", f"{len(made)} pairs; {without} groups of completions made none")
+    run.finish({"pairs": len(made), "groups_without_pair": without})
 
-    `min_gap` is how much better the chosen completion's reward must be. Raises DataError where there are no rollouts or
-    no pair.
+
+def make_pairs(stage: Path, *, min_gap: float) -> tuple[list[dict[str, Any]], int]:
+    """Return the pairs of the completions that lie in a stage's directory, and how many groups made none.
+
+    `min_gap` is how much better the chosen completion's reward must be. Raises DataError where there are no
+    completions or no pair.
     """
-    lines: list[str] = []
-    groups = 0
-    for group in _groups(_kept_completions(stage)):
-        groups += 1
-        if (pair := best_and_worst(group, min_gap=min_gap)) is not None:
-            lines.append(json.dumps(pair, ensure_ascii=False))
-    if not lines:
-        raise DataError(f"{stage}: none of {groups} groups has two completions whose rewards differ by {min_gap:g}")
+    groups = [best_and_worst(group, min_gap=min_gap) for group in _groups(_kept_completions(stage))]
+    made = [pair for pair in groups if pair is not None]
+    if not made:
+        differ = f"differ by {min_gap:g}" if min_gap else "differ"
+        raise DataError(f"{stage}: none of {len(groups)} groups has two completions whose rewards {differ}")
+    return made, len(groups) - len(made)
+
+
+def write_pairs(out: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Write pairs as JSONL, whole or not at all."""
     durable.make_directory(out.parent)
-    durable.write_file(out, "".join(f"{line}\n" for line in lines).encode())
-    return {"pairs": len(lines), "groups_without_pair": groups - len(lines)}
+    durable.write_file(out, "".join(f"{json.dumps(pair, ensure_ascii=False)}\n" for pair in pairs).encode())
 
 
 def best_and_worst(group: Sequence[Mapping[str, Any]], *, min_gap: float) -> dict[str, Any] | None:
