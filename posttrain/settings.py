@@ -83,7 +83,7 @@ class DataSettings(Settings):
     """Which rows to read and how to turn them into prompts."""
 
     source: str = "nano"
-    """A named source (nano, gsm8k, math, ...), or the path of a JSONL, JSON, CSV, Parquet or Arrow file."""
+    """A named source (nano, gsm8k, math, ...), or the path of a JSONL (.gz too), JSON, CSV, Parquet or Arrow file."""
     path: str | None = None
     """Local file or directory to read a named source from, instead of the Hub."""
     split: str = "train"

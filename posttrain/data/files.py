@@ -1,12 +1,14 @@
-"""Reads JSONL, JSON, CSV, Parquet and Arrow files into records, each with the place it came from.
+"""Reads JSONL (also gzipped), JSON, CSV, Parquet and Arrow files into records, each with the place it came from.
 
 Floor 1. Knows formats, not schemas; a row that cannot be read becomes a `Malformed`, and reading goes on.
 """
 
 import csv
+import gzip
 import json
 import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -76,10 +78,15 @@ def read_file(path: Path) -> Iterator[Entry]:
     """Yield the entries of one file, by its extension; an empty file yields none."""
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(_ending(path))
     if reader is None:
         raise DataError(f"{path}: expected a file ending in {', '.join(READERS)}, came {path.suffix or 'no extension'}")
     return reader(path)
+
+
+def _ending(path: Path) -> str:
+    """Return the end of a file's name that names its reader, such as ".jsonl.gz"; empty where it has none."""
+    return next((ending for ending in READERS if path.name.lower().endswith(ending)), "")
 
 
 def read_path(path: Path, split: str) -> Iterator[Entry]:
@@ -97,7 +104,7 @@ def split_files(directory: Path, split: str) -> list[Path]:
         listing = ", ".join(file.name for file in found) or "no data file"
         fix = f"--data.path {found[0]}" if found else None
         raise DataError(f'{directory} has no file for the split "{split}". Found: {listing}', fix=fix)
-    if len({(file.parent, file.suffix.lower()) for file in chosen}) > 1:
+    if len({(file.parent, _ending(file)) for file in chosen}) > 1:
         listing = ", ".join(str(file.relative_to(directory)) for file in chosen)
         raise DataError(
             f'{directory} holds the split "{split}" more than once: {listing}', fix=f"--data.path {chosen[0]}"
@@ -117,22 +124,36 @@ def _data_files(directory: Path) -> list[Path]:
         for folder in (directory, directory / "data")
         if folder.is_dir()
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in READERS
+        if _ending(file)
     ]
 
 
 def _is_of_split(file: Path, split: str) -> bool:
-    return file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))
+    stem = file.name[: len(file.name) - len(_ending(file))]
+    return stem == split or stem.startswith((f"{split}-", f"{split}_"))
 
 
 def read_jsonl(path: Path) -> Iterator[Entry]:
     """Yield one entry for each line; a byte order mark at the start, CRLF ends and blank lines are no faults."""
     with path.open("rb") as lines:  # bytes: one bad line must not hide the others, and U+2028 ends no line
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield f"{path}:{number}", _parse_line(line)
+        yield from _line_entries(path, lines)
+
+
+def read_gzipped_jsonl(path: Path) -> Iterator[Entry]:
+    """Yield the entries of JSON lines in a gzip file; they stand at their lines in what it holds."""
+    try:
+        with gzip.open(path) as lines:
+            yield from _line_entries(path, lines)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable gzip file ({_first_line(error)})") from None
+
+
+def _line_entries(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield f"{path}:{number}", _parse_line(line)
 
 
 def _parse_line(line: bytes) -> Record | Malformed:
@@ -273,6 +294,7 @@ def _first_line(error: Exception) -> str:
 
 READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
     ".jsonl": read_jsonl,
+    ".jsonl.gz": read_gzipped_jsonl,
     ".json": read_json,
     ".csv": read_csv,
     ".parquet": read_parquet,

@@ -1,5 +1,6 @@
 """Every format, as written by the libraries that people write it with, and the ways each can be broken."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -17,8 +18,11 @@ def written(folder: Path, extension: str) -> Path:
     """ROWS in a file of each format."""
     path = folder / f"rows{extension}"
     table = pa.Table.from_pylist(ROWS)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     if extension == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+        path.write_bytes(lines)
+    elif extension == ".jsonl.gz":
+        path.write_bytes(gzip.compress(lines))
     elif extension == ".json":
         path.write_text(json.dumps({"data": ROWS}))
     elif extension == ".csv":
@@ -42,7 +46,7 @@ def test_every_format_gives_the_same_rows(extension: str, tmp_path: Path) -> Non
     expected = [{**row, "n": str(row["n"])} for row in ROWS] if extension == ".csv" else ROWS
     entries = list(read_file(path))
     assert [record for _, record in entries] == expected
-    second = {".jsonl": "2", ".csv": "3"}.get(extension, "row 2")
+    second = {".jsonl": "2", ".jsonl.gz": "2", ".csv": "3"}.get(extension, "row 2")
     assert entries[1][0] == f"{path}:{second}"
 
 
@@ -149,6 +153,8 @@ def test_one_bad_string_in_parquet_is_one_bad_row(tmp_path: Path) -> None:
         ("a.json", b'["\xff"]', "not valid UTF-8"),
         ("a.csv", b"a,a\n1,2\n", "stands twice"),
         ("a.csv", b'"a"b\n', "the header is not valid CSV"),
+        ("a.jsonl.gz", b'{"a": 1}\n', "not a readable gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-4], "not a readable gzip file"),
         ("a.parquet", b"PAR1 no more", "not a readable Parquet file"),
         ("a.arrow", b"nothing", "not a readable Arrow file"),
         ("a.arrow", b"ARROW1nothing", "not a readable Arrow file"),
@@ -181,6 +187,8 @@ def test_the_split_chooses_the_files_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("n\n3\n")
     with pytest.raises(DataError, match="more than once"):
         list(read_path(tmp_path, "test"))
+    (tmp_path / "validation.jsonl.gz").write_bytes(gzip.compress(b'{"n": 4}\n'))
+    assert [record for _, record in read_path(tmp_path, "validation")] == [{"n": 4}]
 
 
 def test_json_is_strict() -> None:
