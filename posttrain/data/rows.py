@@ -242,5 +242,5 @@ def _filled(value: Any, name: str, empty: Fault) -> str:
     if not isinstance(value, str):
         raise Malformed(Fault.TYPE, f"{name} is {type(value).__name__}")
     if not value.strip():
-        raise Malformed(empty)
+        raise Malformed(empty, f"{name} has no content")
     return value
