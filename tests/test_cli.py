@@ -9,20 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cli import STAGE_HELP, main
+from posttrain.cli import STAGE_HELP
 from posttrain.errors import DataError, PosttrainError, Stopped
 from posttrain.pipeline.stages import STAGE_TYPES, StageType
 from posttrain.settings import SftSettings
+from tests.conftest import call
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "scipy"}
-
-
-def call(*arguments: str) -> int:
-    """Run the command line in this process and return its exit code."""
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def fails(capsys, *arguments: str) -> tuple[int, str]:

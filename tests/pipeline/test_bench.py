@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cli import main
 from posttrain.models.files import locate
 from posttrain.pipeline import bench as benching
 from posttrain.pipeline.bench import Bench, affordable, bench, recipe_of_model, starting_model, summarise
@@ -20,6 +19,7 @@ from posttrain.reports.tables import render_markdown
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.logs import read_rows
 from posttrain.settings import ModelSettings
+from tests.conftest import call
 
 RECIPE = """\
 [model]
@@ -268,12 +268,6 @@ def test_the_machine_is_measured_in_the_precision_asked_for():
     assert (found.device, found.dtype) == ("cpu", "bfloat16")
     assert found.tflops > 0
     assert found.copy_gb_per_second > 0
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    return caught.value.code
 
 
 def test_the_verb_prints_the_table_or_json(tmp_path, capsys, monkeypatch):

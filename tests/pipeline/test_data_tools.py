@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from posttrain.cli import main
 from posttrain.data.sources import load_rows
 from posttrain.errors import DataError
 from posttrain.pipeline.data_checks import STAGE_KINDS, check_rows, report_lines, show_rows
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings
 from posttrain.stages.pairs import best_and_worst, make_pairs, write_pairs
+from tests.conftest import call, write_rows
 
 GOOD = {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}
 SAME = {"prompt": "1+1?", "chosen": " 2", "rejected": " 2 "}
@@ -20,16 +20,7 @@ BROKEN = {"prompt": "0+1?", "chosen": " 1"}
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> str:
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return write_rows(folder / "pairs.jsonl", rows)
 
 
 def test_check_counts_every_row(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.cli import main
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models import lm
 from posttrain.models.lm import load_model, save_model
 from posttrain.pipeline.export import export, report_lines
 from posttrain.runs.artifact import verify_artifact
 from posttrain.settings import ModelSettings
+from tests.conftest import call
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,5 @@ def test_nothing_is_overwritten(adapter: Path, tmp_path: Path) -> None:
 
 
 def test_the_verb(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["export", str(adapter / "artifact"), "--out", str(tmp_path / "merged"), "--json"])
-    assert ended.value.code == 0
+    assert call("export", str(adapter / "artifact"), "--out", str(tmp_path / "merged"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "merged")

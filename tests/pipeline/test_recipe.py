@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from posttrain.errors import ConfigError
-from posttrain.pipeline.recipe import Recipe, frozen_settings, load_recipe, single_stage
+from posttrain.pipeline.recipe import frozen_settings, load_recipe, single_stage
 from posttrain.settings import CompareSettings, EvalSettings, GrpoSettings, SftSettings
+from tests.pipeline.conftest import load, problems
 
 DEMO = """\
 # a comment
@@ -40,19 +40,8 @@ models = ["base", "sft_eval"]
 """
 
 
-def load(tmp_path: Path, text: str = DEMO, overrides: tuple[str, ...] = ()) -> Recipe:
-    (tmp_path / "r.toml").write_text(text)
-    return load_recipe(tmp_path / "r.toml", overrides)
-
-
-def problems(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text, overrides)
-    return str(caught.value).replace(f"{tmp_path}/", "")
-
-
 def test_stages_come_in_order_with_shared_defaults_below_their_own(tmp_path):
-    recipe = load(tmp_path)
+    recipe = load(tmp_path, DEMO)
     assert (recipe.name, recipe.seed) == ("demo", 17)
     assert [(stage.name, stage.type, stage.init_from) for stage in recipe.stages] == [
         ("base", "eval", None),
@@ -73,7 +62,7 @@ def test_stages_come_in_order_with_shared_defaults_below_their_own(tmp_path):
 
 
 def test_origins_name_line_flag_or_default(tmp_path):
-    recipe = load(tmp_path, overrides=("--stage.grpo.learning_rate", "1e-5", "--model.lora_r", "4", "--seed=2"))
+    recipe = load(tmp_path, DEMO, "--stage.grpo.learning_rate", "1e-5", "--model.lora_r", "4", "--seed=2")
     grpo = recipe.stages[3]
     assert grpo.settings.learning_rate == 1e-5
     assert grpo.settings.model.lora_r == 4
@@ -86,7 +75,7 @@ def test_origins_name_line_flag_or_default(tmp_path):
 
 
 def test_the_name_is_the_flags_then_the_files_then_the_files_stem(tmp_path):
-    assert load(tmp_path, overrides=("--name", "other")).name == "other"
+    assert load(tmp_path, DEMO, "--name", "other").name == "other"
     assert load(tmp_path, DEMO.replace('name = "demo"\n', "")).name == "r"
     assert load_recipe(tmp_path / "r.toml", name="third").name == "third"
     with pytest.raises(ConfigError, match="a run is named with"):
@@ -156,7 +145,7 @@ def test_mistakes(tmp_path, old, new, expected):
 
 def test_mistakes_in_flags(tmp_path):
     text = problems(
-        tmp_path, DEMO, ("--stage.gropo.kl_coef", "1", "--max_steps", "3", "--stage.grpo.num_generations", "1")
+        tmp_path, DEMO, "--stage.gropo.kl_coef", "1", "--max_steps", "3", "--stage.grpo.num_generations", "1"
     )
     assert "--stage.gropo.kl_coef: no stage gropo here; did you mean grpo?" in text
     assert "--max_steps: unknown key max_steps; did you mean stage.sft.max_steps?" in text
@@ -237,14 +226,14 @@ def test_a_single_stage_is_a_recipe_of_one(tmp_path):
     (stage,) = recipe.stages
     assert (recipe.name, recipe.seed, stage.name, stage.type) == ("try", 5, "sft", "sft")
     assert stage.settings.data.rows == 3
-    load(tmp_path)
+    load(tmp_path, DEMO)
     with pytest.raises(ConfigError, match="is a recipe, not the settings of one stage"):
         single_stage("sft", tmp_path / "r.toml", [], name="try")
 
 
 def test_what_sets_only_memory_or_speed_is_not_frozen(tmp_path):
     def grpo(*flags: str) -> dict:
-        return frozen_settings(load(tmp_path, overrides=flags).stages[3])
+        return frozen_settings(load(tmp_path, DEMO, *flags).stages[3])
 
     assert grpo("--stage.grpo.max_tokens_per_micro_batch", "8", "--stage.grpo.engine.max_sequences", "2") == grpo()
     assert grpo("--stage.grpo.kl_coef", "0.5") != grpo()

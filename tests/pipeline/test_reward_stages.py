@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cli import main
-from posttrain.errors import ConfigError
-from posttrain.models.lm import load_model
-from posttrain.models.scores import add_score_head, save_reward_model
 from posttrain.pipeline.bench import bench
 from posttrain.pipeline.inputs import input_hashes
 from posttrain.pipeline.links import Link
 from posttrain.pipeline.preview import preview
-from posttrain.pipeline.recipe import Recipe, frozen_settings, load_recipe
+from posttrain.pipeline.recipe import frozen_settings
 from posttrain.pipeline.runner import run_recipe, stage_fingerprints, stage_settings
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.logs import read_rows
 from posttrain.settings import GrpoSettings, ModelSettings
+from tests.conftest import call
+from tests.pipeline.conftest import load, problems
 
 RECIPE = """\
 [stage.sft]
@@ -33,19 +31,8 @@ rewards.reward_model = 1.0
 """
 
 
-def load(tmp_path: Path, text: str = RECIPE, *overrides: str) -> Recipe:
-    (tmp_path / "r.toml").write_text(text)
-    return load_recipe(tmp_path / "r.toml", overrides)
-
-
-def problems(tmp_path: Path, text: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    return str(caught.value).replace(f"{tmp_path}/", "")
-
-
 def test_an_earlier_stage_feeds_its_reward_model(tmp_path: Path) -> None:
-    recipe = load(tmp_path)
+    recipe = load(tmp_path, RECIPE)
     grpo = recipe.stages[2]
     assert grpo.links == (Link("init_from", "sft", "model"), Link("reward_model", "rm", "reward_model"))
     settings = stage_settings(grpo, tmp_path / "runs" / "r")
@@ -61,7 +48,7 @@ def test_a_directory_is_no_stage_and_a_stage_is_no_directory(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rm").mkdir()
     (tmp_path / "mine").mkdir()
-    assert load(tmp_path).stages[2].filled["reward_model"].stage == "rm"
+    assert load(tmp_path, RECIPE).stages[2].filled["reward_model"].stage == "rm"
     for name in ("mine", "./rm", "owner/reward-model"):
         stage = load(tmp_path, RECIPE.replace('reward_model = "rm"', f'reward_model = "{name}"')).stages[2]
         assert stage.links == (Link("init_from", "sft", "model"),)
@@ -97,7 +84,7 @@ def test_the_reward_model_is_in_the_fingerprint_and_the_permission_to_use_a_weak
     before, after = prints(), prints("--stage.rm.learning_rate", "1e-3")
     assert {name for name in before if before[name] != after[name]} == {"rm", "grpo"}
     assert prints("--stage.grpo.allow_weak_reward_model", "true") == before
-    assert frozen_settings(load(tmp_path).stages[2])["settings"]["reward_model"] == "rm"
+    assert frozen_settings(load(tmp_path, RECIPE).stages[2])["settings"]["reward_model"] == "rm"
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors", "reward_model.json"):
@@ -143,21 +130,9 @@ sampling.max_completion_length = 8
 
 
 def test_a_reward_model_that_is_missing_is_told_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reward_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = load_model(ModelSettings(dtype="float32", device="cpu"), seed=0)
-    add_score_head(loaded, seed=0)
-    save_reward_model(loaded, tmp_path / "here")
-    flags = [
-        "--reward_model",
-        str(tmp_path / "there"),
-        "--rewards.reward_model",
-        "1.0",
-        "--runs_dir",
-        str(tmp_path / "runs"),
-    ]
-    with pytest.raises(SystemExit) as caught:
-        main(["grpo", *flags, "--display", "none"])
-    assert caught.value.code == 2
-    assert "there does not exist; beside it: here" in capsys.readouterr().err
+    flags = ["--reward_model", str(Path(reward_model).with_name("there")), "--rewards.reward_model", "1.0"]
+    assert call("grpo", *flags, "--runs_dir", str(tmp_path / "runs"), "--display", "none") == 2
+    assert "there does not exist; beside it: rm" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

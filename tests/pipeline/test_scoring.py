@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.cli import main
 from posttrain.errors import DataError
-from posttrain.models.lm import load_model, load_reward_model
-from posttrain.models.scores import add_score_head, save_reward_model
+from posttrain.models.lm import load_reward_model
 from posttrain.pipeline.scoring import (
     candidates_of,
     report_lines,
@@ -21,27 +19,7 @@ from posttrain.pipeline.scoring import (
 from posttrain.rewards.learned import LearnedReward
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.settings import DataSettings, ModelSettings
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    loaded = load_model(ModelSettings(dtype="float32", device="cpu"), seed=0)
-    add_score_head(loaded, seed=0)
-    path = tmp_path_factory.mktemp("models") / "rm"
-    save_reward_model(loaded, path)
-    return str(path)
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
-
-def written(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from tests.conftest import call, write_rows
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -77,13 +55,13 @@ LAST = {"role": "assistant", "content": "Yes, 4"}
 def test_every_kind_of_rows(
     reward_model: str, tmp_path: Path, row: dict[str, Any], pairs: list[tuple[Any, Any]]
 ) -> None:
-    found = scored(reward_model, written(tmp_path / "rows.jsonl", row))
+    found = scored(reward_model, write_rows(tmp_path / "rows.jsonl", [row]))
     assert [each.score for each in found] == pytest.approx(expected(reward_model, *pairs), abs=1e-5)
 
 
 def test_rows_without_completions_are_refused(reward_model: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="score needs"):
-        scored(reward_model, written(tmp_path / "rows.jsonl", {"prompt": "2+2?"}))
+        scored(reward_model, write_rows(tmp_path / "rows.jsonl", [{"prompt": "2+2?"}]))
 
 
 def rollout(prompt: str, completion: str, **more: Any) -> dict[str, Any]:
@@ -111,7 +89,7 @@ def test_rollouts_of_a_stage_with_their_cuts_and_messages(reward_model: str, tmp
 
 def test_what_is_too_long_is_counted_and_named_and_never_cut(reward_model: str, tmp_path: Path) -> None:
     long = {"prompt": "2+2?", "completion": " 4" * 50}
-    source = written(tmp_path / "rows.jsonl", {"prompt": "2+2?", "completion": " 4"}, long)
+    source = write_rows(tmp_path / "rows.jsonl", [{"prompt": "2+2?", "completion": " 4"}, long])
     found = scored(reward_model, source, max_length=40)
     assert [each.score is None for each in found] == [False, True]
     report = report_of(reward_model, source, found)
@@ -127,7 +105,7 @@ def test_a_pair_with_a_side_that_is_too_long_counts_nowhere_else(reward_model: s
         {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},
         {"prompt": "3?", "chosen": " 4" * 50, "rejected": " 5"},
     )
-    source = written(tmp_path / "rows.jsonl", long, good)
+    source = write_rows(tmp_path / "rows.jsonl", [long, good])
     found = scored(reward_model, source, max_length=40)
     report = report_of(reward_model, source, found)
     assert (report["pairs"], report["completions"]) == (1, 2)
@@ -168,7 +146,7 @@ def test_a_column_of_correctness_stands_beside_the_scores(reward_model: str, tmp
         for n in range(30)
         for wrong in (0, 1 + n % 3 * 40)
     ]
-    source = written(tmp_path / "rows.jsonl", *rows)
+    source = write_rows(tmp_path / "rows.jsonl", rows)
     found = scored(reward_model, source)
     bias = report_of(reward_model, source, found, correct="right")["bias"]
     assert bias["length_per_100_tokens"]["judged"] is not None

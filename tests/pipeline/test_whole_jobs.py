@@ -1,30 +1,22 @@
 """Whole jobs through the command line: GSM8K rows on three architectures, and the recipes at a tiny size."""
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
 
-from posttrain.cli import main
 from posttrain.models.files import locate
 from posttrain.nano.corpus import MID_TRAINING_BLEND, documents
 from posttrain.nano.tokenizer import train_tokenizer
 from posttrain.runs.logs import read_rows
+from tests.conftest import call, write_rows
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
-CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 8}}  # with what each needs
 GSM8K = [
     {
         "question": f"A baker makes {n} loaves and sells {n // 2} of them. How many loaves are left?",
@@ -87,58 +79,26 @@ CHATML = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def models(save_model: Callable[..., str]) -> dict[str, str]:
+    """Return the directories of two-layer models of three families, with a tokenizer that knows the rows' words."""
     texts = [row["question"] + row["answer"] for row in GSM8K] + [row["solution"] for row in MATH]
-    return train_tokenizer([*texts, *islice(documents(MID_TRAINING_BLEND, seed=0), 300)], 400, 1024)
+    tokenizer = train_tokenizer([*texts, *islice(documents(MID_TRAINING_BLEND, seed=0), 300)], 400, 1024)
+    return {
+        family: save_model(family, tokenizer, max_position_embeddings=2048, **changes)
+        for family, changes in FAMILIES.items()
+    }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
-    """Random two-layer models on disk, as `save_pretrained` lays them out."""
-    directories = {}
-    for name, config_class in CONFIGS.items():
-        config = config_class(
-            vocab_size=400,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=2048,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            **({"head_dim": 8} if name == "qwen3" else {}),
-        )
-        torch.manual_seed(0)
-        directory = tmp_path_factory.mktemp("models") / name
-        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        directories[name] = str(directory)
-    return directories
+def run(*arguments: str) -> None:
+    assert call(*arguments, "--display", "none") == 0
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def call(*arguments: str) -> None:
-    call_without_display(*arguments, "--display", "none")
-
-
-def call_without_display(*arguments: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_eval_and_grpo_on_gsm8k_rows(name: str, models: dict[str, str], tmp_path: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", GSM8K)
     common = ["--data.path", data, "--model.name_or_path", models[name], "--model.dtype", "float32"]
     runs = ["--runs_dir", str(tmp_path / "runs"), "--sampling.max_completion_length", "8"]
-    call(
+    run(
         "eval",
         "--task",
         "gsm8k",
@@ -155,7 +115,7 @@ def test_eval_and_grpo_on_gsm8k_rows(name: str, models: dict[str, str], tmp_path
     assert summary["problems"] == 12
     assert sum(summary["categories"].values()) == pytest.approx(1.0)
     grpo = ["--data.source", "gsm8k", *common, *runs, "--name", "policy", "--model.lora_r", "4", "--max_steps", "2"]
-    call("grpo", *grpo, "--prompts_per_step", "2", "--num_generations", "3", "--kl_coef", "0.1")
+    run("grpo", *grpo, "--prompts_per_step", "2", "--num_generations", "3", "--kl_coef", "0.1")
     rows = read_rows(tmp_path / "runs/policy/grpo/metrics.jsonl")
     assert len(rows) == 2
     assert all(row["kl/engine"] < 1e-6 for row in rows)
@@ -169,7 +129,7 @@ def test_grpo_on_the_real_gsm8k(split: str, models: dict[str, str], tmp_path: Pa
     arguments = ["--data.source", "gsm8k", "--data.path", str(SHARED / "gsm8k"), "--data.split", split]
     arguments += ["--model.name_or_path", models["qwen2"], "--data.rows", "20", "--max_steps", "1"]
     arguments += ["--prompts_per_step", "2", "--num_generations", "2", "--sampling.max_completion_length", "4"]
-    call("grpo", *arguments, "--runs_dir", str(tmp_path))
+    run("grpo", *arguments, "--runs_dir", str(tmp_path))
     assert len(read_rows(tmp_path / "grpo/grpo/metrics.jsonl")) == 1
 
 
@@ -181,7 +141,7 @@ def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path:
         overrides += [f"--stage.{stage}.sampling.max_completion_length", "6"]
     overrides += ["--stage.sft.data.path", numina_rows, "--stage.sft.rows_per_step", "4"]
     overrides += ["--stage.grpo.max_steps", "1", "--stage.grpo.prompts_per_step", "2", "--runs_dir", str(tmp_path)]
-    call("run", str(ROOT / "recipes/math_reasoning.toml"), *overrides)
+    run("run", str(ROOT / "recipes/math_reasoning.toml"), *overrides)
     comparison = json.loads((tmp_path / "math_reasoning/comparison/comparison.json").read_text())
     assert comparison
     assert len(read_rows(tmp_path / "math_reasoning/sft/metrics.jsonl")) == 3
@@ -193,11 +153,11 @@ def test_dpo_qlora_ultrafeedback_recipe_on_a_tiny_qwen2(models: dict[str, str], 
     (tmp_path / "chat.jinja").write_text(CHATML)
     overrides = ["--model.name_or_path", models["qwen2"], "--model.chat_template", str(tmp_path / "chat.jinja")]
     overrides += ["--stage.dpo.data.path", write_rows(tmp_path / "pairs.jsonl", ULTRAFEEDBACK)]
-    call("run", str(ROOT / "recipes/dpo_qlora_ultrafeedback.toml"), *overrides, "--runs_dir", str(tmp_path))
+    run("run", str(ROOT / "recipes/dpo_qlora_ultrafeedback.toml"), *overrides, "--runs_dir", str(tmp_path))
     stage = tmp_path / "dpo_qlora_ultrafeedback/dpo"
     assert [row["step"] for row in read_rows(stage / "metrics.jsonl")] == [1, 2]
     assert json.loads((stage / "result.json").read_text())["summary"]["rows"] == 32  # one was a refusal
-    call_without_display("export", str(stage), "--out", str(tmp_path / "merged"))
+    assert call("export", str(stage), "--out", str(tmp_path / "merged")) == 0
     assert (tmp_path / "merged/model.safetensors").is_file()
 
 
@@ -207,14 +167,14 @@ def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp
     overrides += ["--data.path", write_rows(tmp_path / "orca.jsonl", ORCA), "--runs_dir", str(tmp_path)]
     for stage in ("rm", "dpo"):
         overrides += [f"--stage.{stage}.max_steps", "3"]
-    call("run", str(ROOT / "recipes/rlhf_compare_smollm2.toml"), *overrides)
-    run = tmp_path / "rlhf_compare_smollm2"
-    assert json.loads((run / "rm/result.json").read_text())["summary"]["verdict"]
-    rows = [json.loads((run / stage / "result.json").read_text())["summary"] for stage in ("rm", "dpo")]
+    run("run", str(ROOT / "recipes/rlhf_compare_smollm2.toml"), *overrides)
+    directory = tmp_path / "rlhf_compare_smollm2"
+    assert json.loads((directory / "rm/result.json").read_text())["summary"]["verdict"]
+    rows = [json.loads((directory / stage / "result.json").read_text())["summary"] for stage in ("rm", "dpo")]
     held_out = len(ORCA) - rows[1]["rows"]
     assert 0 < held_out < 12
     assert rows[0]["rows"] + rows[0]["held_out_rows"] == rows[1]["rows"]
-    assert all((run / stage / "artifact/adapter_model.safetensors").is_file() for stage in ("rm", "dpo"))
+    assert all((directory / stage / "artifact/adapter_model.safetensors").is_file() for stage in ("rm", "dpo"))
 
 
 def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> None:
@@ -222,7 +182,7 @@ def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> N
         pytest.skip("the real MATH-500 rows are not beside the repository")
     arguments = ["--task", "math500", "--data.path", str(SHARED / "math500"), "--data.rows", "8"]
     arguments += ["--model.name_or_path", models["qwen2"], "--sampling.max_completion_length", "4"]
-    call("eval", *arguments, "--runs_dir", str(tmp_path))
+    run("eval", *arguments, "--runs_dir", str(tmp_path))
     assert json.loads((tmp_path / "eval/eval/artifact/summary.json").read_text())["problems"] == 8
 
 
@@ -232,7 +192,7 @@ def test_demo_recipe_at_a_tiny_size(tmp_path: Path) -> None:
     overrides += ["--stage.grpo.max_steps", "2", "--stage.grpo.prompts_per_step", "4", "--stage.grpo.data.rows", "50"]
     for stage in ("base", "sft_eval", "grpo_eval"):
         overrides += [f"--stage.{stage}.data.rows", "24"]
-    call("run", str(ROOT / "recipes/demo.toml"), *overrides)
+    run("run", str(ROOT / "recipes/demo.toml"), *overrides)
     rows = read_rows(tmp_path / "demo/grpo/metrics.jsonl")
     assert len(rows) == 2
     assert rows[0]["kl/engine"] < 1e-3
@@ -241,13 +201,13 @@ def test_demo_recipe_at_a_tiny_size(tmp_path: Path) -> None:
 
 def test_preferences_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model.dtype", "float32", "--model.lora_r", "4", "--data.rows", "16", "--max_steps", "1"]
-    call("dpo", *common, "--dry-run", "--runs_dir", str(tmp_path))
+    run("dpo", *common, "--dry-run", "--runs_dir", str(tmp_path))
     shown = capsys.readouterr().out
     assert shown.count("trained") >= 2  # both branches
     assert "16 rows read" in shown
-    call("dpo", *common, "--runs_dir", str(tmp_path))
+    run("dpo", *common, "--runs_dir", str(tmp_path))
     assert (tmp_path / "dpo/dpo/artifact/adapter_model.safetensors").is_file()
-    call("rm", *common, "--data.source", "nano_longer_wins", "--runs_dir", str(tmp_path))
+    run("rm", *common, "--data.source", "nano_longer_wins", "--runs_dir", str(tmp_path))
     summary = json.loads((tmp_path / "rm/rm/result.json").read_text())["summary"]
     assert summary["longer_chosen"] == 1.0
     assert summary["verdict"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from posttrain.errors import ConfigError
-from posttrain.models.lm import LoadedModel, load_model, load_reward_model
-from posttrain.models.scores import add_score_head, save_reward_model
+from posttrain.models.lm import LoadedModel, load_reward_model
 from posttrain.records import Branch, Completion, Prompt, StopReason, TokenTree
 from posttrain.rewards import REWARD_MODEL
 from posttrain.rewards.learned import LearnedReward, learned_reward, score_trees, trust
@@ -21,18 +21,9 @@ PROMPTS = ["User: 2+2?\nAssistant:", "User: 3+4?\nAssistant:", "User: 2+2?\nAssi
 COMPLETIONS = [" It is 4.", " 7", " 5 it is, I think."]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    loaded = load_model(ModelSettings(dtype="float32", device="cpu"), seed=0)
-    add_score_head(loaded, seed=0)
-    path = tmp_path_factory.mktemp("models") / "rm"
-    save_reward_model(loaded, path)
-    return str(path)
-
-
 @pytest.fixture
-def loaded(directory: str) -> LoadedModel:
-    return load_reward_model(ModelSettings(name_or_path=directory, dtype="float32", device="cpu"))
+def loaded(reward_model: str) -> LoadedModel:
+    return load_reward_model(ModelSettings(name_or_path=reward_model, dtype="float32", device="cpu"))
 
 
 def own_score(directory: str, ids: list[int]) -> float:
@@ -41,32 +32,32 @@ def own_score(directory: str, ids: list[int]) -> float:
         return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
 
 
-def test_scores_are_those_of_each_text_by_itself(directory: str, loaded: LoadedModel) -> None:
+def test_scores_are_those_of_each_text_by_itself(reward_model: str, loaded: LoadedModel) -> None:
     found = LearnedReward(loaded, max_tokens=60)(PROMPTS, COMPLETIONS)
     end = loaded.tokenizer.eos_token_id
     for prompt, completion, value in zip(PROMPTS, COMPLETIONS, found, strict=True):
         ids = loaded.tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
-        assert value == pytest.approx(own_score(directory, [*ids, end]), abs=1e-5)
+        assert value == pytest.approx(own_score(reward_model, [*ids, end]), abs=1e-5)
     assert len(set(found)) == 3
 
 
-def test_a_completion_that_was_cut_off_has_no_end(directory: str, loaded: LoadedModel) -> None:
+def test_a_completion_that_was_cut_off_has_no_end(reward_model: str, loaded: LoadedModel) -> None:
     found = LearnedReward(loaded, max_tokens=4096)(PROMPTS[:2], COMPLETIONS[:2], truncated=[True, False])
     ids = [loaded.tokenizer(p + c, add_special_tokens=False)["input_ids"] for p, c in zip(PROMPTS, COMPLETIONS)]  # noqa: B905
-    assert found[0] == pytest.approx(own_score(directory, ids[0]), abs=1e-5)
-    assert found[1] == pytest.approx(own_score(directory, [*ids[1], loaded.tokenizer.eos_token_id]), abs=1e-5)
+    assert found[0] == pytest.approx(own_score(reward_model, ids[0]), abs=1e-5)
+    assert found[1] == pytest.approx(own_score(reward_model, [*ids[1], loaded.tokenizer.eos_token_id]), abs=1e-5)
 
 
-def test_messages_go_through_the_reward_models_own_template(directory: str, loaded: LoadedModel) -> None:
+def test_messages_go_through_the_reward_models_own_template(reward_model: str, loaded: LoadedModel) -> None:
     prompt = [{"role": "user", "content": "2+2?"}]
     reply = [{"role": "assistant", "content": "4"}]
     (found,) = LearnedReward(loaded, max_tokens=4096)([prompt], [reply])
     text = loaded.tokenizer.apply_chat_template([*prompt, *reply], tokenize=False).rstrip()
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = ids if ids[-1] in loaded.tokenizer.added_tokens_decoder else [*ids, loaded.tokenizer.eos_token_id]
-    assert found == pytest.approx(own_score(directory, ids), abs=1e-5)
+    assert found == pytest.approx(own_score(reward_model, ids), abs=1e-5)
     (cut,) = LearnedReward(loaded, max_tokens=4096)([prompt], [reply], truncated=[True])
-    assert cut == pytest.approx(own_score(directory, ids[:-1]), abs=1e-5)
+    assert cut == pytest.approx(own_score(reward_model, ids[:-1]), abs=1e-5)
 
 
 def test_what_is_too_long_or_empty_has_no_score_and_is_told_once(
@@ -83,8 +74,8 @@ def test_what_is_too_long_or_empty_has_no_score_and_is_told_once(
     ]
 
 
-def test_it_is_called_as_every_reward(directory: str) -> None:
-    reward = learned_reward(directory, ModelSettings(dtype="float32", device="cpu"), max_tokens=4096)
+def test_it_is_called_as_every_reward(reward_model: str) -> None:
+    reward = learned_reward(reward_model, ModelSettings(dtype="float32", device="cpu"), max_tokens=4096)
     prompt = Prompt("a", (1,), PROMPTS[0], {"answer": "4"})
     cut, whole = (Completion((5,), (0.0,), reason, COMPLETIONS[0]) for reason in (StopReason.LENGTH, StopReason.EOS))
     scored = score([prompt], [[cut, whole]], {REWARD_MODEL: 2.0}, {REWARD_MODEL: reward})
@@ -108,9 +99,10 @@ def test_scores_keep_the_order_of_the_branches_and_are_counted(loaded: LoadedMod
     assert score_trees(loaded, [], 6) == []
 
 
-def test_trust_is_the_reward_models_own_report(directory: str) -> None:
+def test_trust_is_the_reward_models_own_report(reward_model: str, tmp_path: Path) -> None:
+    directory = str(shutil.copytree(reward_model, tmp_path / "rm"))
     assert "whether it beats chance is not known" in trust(directory, allow_weak=False)
-    path = Path(directory) / "reward_model.json"
+    path = tmp_path / "rm" / "reward_model.json"
     report = {"beats_chance": True, "verdict": "better than chance", "bias": {"findings": ["prefers longer answers"]}}
     path.write_text(json.dumps(report))
     assert trust(directory, allow_weak=False).endswith("rm: better than chance\n  prefers longer answers")
@@ -119,4 +111,3 @@ def test_trust_is_the_reward_models_own_report(directory: str) -> None:
         trust(directory, allow_weak=False)
     assert caught.value.fix == "--allow_weak_reward_model true"
     assert "no better than chance" in trust(directory, allow_weak=True)
-    path.unlink()
