@@ -1,43 +1,28 @@
-"""A two-layer Llama with the nano tokenizer on disk, and stages run in a temporary directory."""
+"""A two-layer Llama with the nano tokenizer on disk, stages run in a temporary directory, and what they left there."""
 
-from collections.abc import Callable
-from itertools import islice
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
-from posttrain.nano.corpus import MID_TRAINING_BLEND, documents
-from posttrain.nano.tokenizer import train_tokenizer
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import make_display
-from posttrain.settings import StageSettings
+from posttrain.runs.logs import read_rows
+from posttrain.settings import DataSettings, ModelSettings, StageSettings
 from posttrain.stages import pretrain
+from tests.conftest import write_rows
+
+RunStage = Callable[..., StageRun]
 
 
 @pytest.fixture(scope="session")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = train_tokenizer(islice(documents(MID_TRAINING_BLEND, seed=0), 300), 400, 1024)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
+def model_directory(save_model: Callable[..., str], nano_tokenizer: PreTrainedTokenizerFast) -> str:
+    return save_model("llama", nano_tokenizer, tie_word_embeddings=True)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +35,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def run_stage(tmp_path: Path) -> Callable[..., StageRun]:
+def run_stage(tmp_path: Path) -> RunStage:
     """Return a function that runs a stage in its own directory; `kill_after` a step, it dies with that step logged."""
 
     def run(
@@ -75,3 +60,53 @@ def run_stage(tmp_path: Path) -> Callable[..., StageRun]:
         return stage_run
 
     return run
+
+
+def model_settings(directory: str, **options: Any) -> ModelSettings:
+    return ModelSettings(name_or_path=directory, dtype="float32", device="cpu", **options)
+
+
+def rows_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> DataSettings:
+    """Write rows to a file and return the settings that read it."""
+    return DataSettings(source=write_rows(path, rows))
+
+
+def noise_pairs(path: Path, count: int) -> DataSettings:
+    """Write pairs of numbers of which nothing tells the better one."""
+    rows = [
+        {"prompt": f"Say {n}.", "chosen": f" {n * 7919 % 1000}", "rejected": f" {n * 104729 % 997}"}
+        for n in range(count)
+    ]
+    return rows_of(path, rows)
+
+
+def metrics(run: StageRun) -> list[dict[str, Any]]:
+    """Return the metrics of each step, without the times it took."""
+    rows = read_rows(run.path / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name.partition("/")[0] != "time"} for row in rows]
+
+
+def result(run: StageRun) -> dict[str, Any]:
+    return json.loads((run.path / "result.json").read_text())["summary"]
+
+
+def weights(run: StageRun) -> dict[str, torch.Tensor]:
+    return load_file(next(run.artifact.glob("*.safetensors")))
+
+
+def run_whole_and_killed(
+    run_stage: RunStage, stage: Callable[..., None], settings: StageSettings, *, kills: tuple[int, ...] = (3,)
+) -> StageRun:
+    """Run a stage whole, and again killed after these steps and resumed; check that both end bit-identical."""
+    whole = run_stage(stage, settings, "whole")
+    for step in kills:
+        run_stage(stage, settings, "killed", kill_after=step)
+    resumed = run_stage(stage, settings, "killed")
+    assert whole.finished
+    assert resumed.finished
+    assert metrics(resumed) == metrics(whole)
+    assert result(resumed) == result(whole)
+    expected, found = weights(whole), weights(resumed)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    return whole

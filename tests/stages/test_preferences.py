@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.data.pairs import render_preference
@@ -24,20 +23,23 @@ from posttrain.nano.problems import Operation, Problem, apply, problems
 from posttrain.nano.solutions import steps
 from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import read_rows
-from posttrain.settings import DataSettings, DpoSettings, ModelSettings, RmSettings, SftSettings
+from posttrain.settings import DataSettings, DpoSettings, RmSettings, SftSettings
 from posttrain.stages import optimize
 from posttrain.stages.dpo import FALL, FallWatch, dpo
 from posttrain.stages.optimize import forward_all, steps_of_rows
 from posttrain.stages.reference import Reference, evaluate_sequences
 from posttrain.stages.rm import measure, rm
 from posttrain.stages.sft import sft
-
-RunStage = Callable[..., StageRun]
-TIMES = ("time", "time/step", "time/update", "time/reference")
-
-
-def model_settings(directory: str, **options: Any) -> ModelSettings:
-    return ModelSettings(name_or_path=directory, dtype="float32", device="cpu", **options)
+from tests.stages.conftest import (
+    RunStage,
+    metrics,
+    model_settings,
+    noise_pairs,
+    result,
+    rows_of,
+    run_whole_and_killed,
+    weights,
+)
 
 
 def rm_settings(directory: str, **options: Any) -> RmSettings:
@@ -73,20 +75,7 @@ def judged_rows(path: Path) -> DataSettings:
         {"prompt": f"User: {n} plus {n}?\nAssistant:", "completion": f" {2 * n + n % 3}", "label": n % 3 == 0}
         for n in range(12)
     ]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    return DataSettings(source=str(path))
-
-
-def metrics(run: StageRun) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(run.path / "metrics.jsonl")]
-
-
-def result(run: StageRun) -> dict[str, Any]:
-    return json.loads((run.path / "result.json").read_text())["summary"]
-
-
-def weights(run: StageRun) -> dict[str, torch.Tensor]:
-    return load_file(next(run.artifact.glob("*.safetensors")))
+    return rows_of(path, lines)
 
 
 # --- resume, micro-batches, layouts ----------------------------------------------------------------------------
@@ -104,15 +93,7 @@ STAGES: dict[str, tuple[Any, Callable[..., Any]]] = {
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_run_ends_bit_identical(model_directory: str, run_stage: RunStage, name: str) -> None:
     stage, make_settings = STAGES[name]
-    settings = make_settings(model_directory)
-    whole = run_stage(stage, settings, "whole")
-    run_stage(stage, settings, "killed", kill_after=3)
-    resumed = run_stage(stage, settings, "killed")
-    assert metrics(resumed) == metrics(whole)
-    assert result(resumed) == result(whole)
-    expected, found = weights(whole), weights(resumed)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    run_whole_and_killed(run_stage, stage, make_settings(model_directory))
 
 
 def test_the_test_above_sees_a_lost_score_head(
@@ -251,10 +232,9 @@ def test_a_reward_model_learns_to_tell_right_from_wrong(
         for p in islice((p for p in stream if p.operations[0].left > p.operations[0].right), 300)
     ]
     assert 100 < sum("+" in pair["chosen"] for pair in pairs) < 200
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(json.dumps(pair) for pair in pairs))
+    data = rows_of(tmp_path / "pairs.jsonl", pairs)
     learn = {"rows_per_step": 16, "max_steps": 120, "learning_rate": 5e-3, "eval_fraction": 0.3, "save_steps": 200}
-    report = result(run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path)), **learn), "rm"))
+    report = result(run_stage(rm, rm_settings(model_directory, data=data, **learn), "rm"))
     assert report["pairs"] == 90
     assert report["accuracy_interval"][0] > 0.6
 
@@ -262,12 +242,8 @@ def test_a_reward_model_learns_to_tell_right_from_wrong(
 def test_a_reward_model_of_pure_noise_is_called_no_better_than_chance(
     model_directory: str, run_stage: RunStage, tmp_path: Path
 ) -> None:
-    rows = [
-        {"prompt": f"Say {n}.", "chosen": f" {n * 7919 % 1000}", "rejected": f" {n * 104729 % 997}"} for n in range(99)
-    ]
-    path = tmp_path / "noise.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    settings = rm_settings(model_directory, data=DataSettings(source=str(path)), eval_fraction=0.5, learning_rate=1e-4)
+    data = noise_pairs(tmp_path / "noise.jsonl", 99)
+    settings = rm_settings(model_directory, data=data, eval_fraction=0.5, learning_rate=1e-4)
     run = run_stage(rm, settings, "rm")
     assert result(run)["verdict"].startswith("no better than chance")
     events = read_rows(run.path / "events.jsonl")
@@ -278,9 +254,8 @@ def test_a_margin_lowers_the_logits_of_its_pair(model_directory: str, run_stage:
     pairs = [{"prompt": f"Say {n}.", "chosen": f" {n}", "rejected": f" not {n}"} for n in range(8)]
     losses = []
     for margin in (0.0, 5.0):
-        path = tmp_path / f"margin-{margin}.jsonl"
-        path.write_text("\n".join(json.dumps(pair | {"margin": margin}) for pair in pairs))
-        settings = rm_settings(model_directory, data=DataSettings(source=str(path)), max_steps=1, learning_rate=1e-6)
+        data = rows_of(tmp_path / f"margin-{margin}.jsonl", [pair | {"margin": margin} for pair in pairs])
+        settings = rm_settings(model_directory, data=data, max_steps=1, learning_rate=1e-6)
         losses.append(metrics(run_stage(rm, settings, f"margin-{margin}"))[0]["loss"])
     assert losses[1] > losses[0] + 3
 
@@ -289,13 +264,11 @@ def test_prompts_are_never_in_training_and_measurement(
     model_directory: str, run_stage: RunStage, tmp_path: Path
 ) -> None:
     pairs = [{"prompt": f"Say {n % 3}.", "chosen": f" {n}", "rejected": f" not {n}"} for n in range(12)]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(json.dumps(pair) for pair in pairs))
-    run = run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path))), "rm")
+    run = run_stage(rm, rm_settings(model_directory, data=rows_of(tmp_path / "pairs.jsonl", pairs)), "rm")
     assert (result(run)["rows"], result(run)["held_out_rows"]) == (8, 4)
-    path.write_text("\n".join(json.dumps(pair | {"prompt": "Say."}) for pair in pairs))
+    data = rows_of(tmp_path / "one.jsonl", [pair | {"prompt": "Say."} for pair in pairs])
     with pytest.raises(DataError, match="measures on others, and there is 1"):
-        run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path))), "one-prompt")
+        run_stage(rm, rm_settings(model_directory, data=data), "one-prompt")
 
 
 def test_turns_of_one_conversation_are_never_in_training_and_measurement(
@@ -311,9 +284,7 @@ def test_turns_of_one_conversation_are_never_in_training_and_measurement(
         pairs.append(pair(turns, n))
         turns = [*turns, {"role": "assistant", "content": "Why?"}, {"role": "user", "content": f"Do. {n}"}]
         pairs.append(pair(turns, n))
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(json.dumps(each) for each in pairs))
-    run = run_stage(rm, rm_settings(model_directory, data=DataSettings(source=str(path))), "rm")
+    run = run_stage(rm, rm_settings(model_directory, data=rows_of(tmp_path / "pairs.jsonl", pairs)), "rm")
     assert (result(run)["rows"], result(run)["held_out_rows"]) == (4, 2)
 
 
@@ -438,9 +409,8 @@ def test_both_falling_is_told_once_also_over_a_resume(
 ) -> None:
     """A policy that says the chosen completions by heart has nowhere to go but down."""
     rows = load_rows(DataSettings(source="nano_preferences", rows=10), seed=0)
-    path = tmp_path / "chosen.jsonl"
-    path.write_text("\n".join(json.dumps({"prompt": row.prompt, "completion": row.chosen}) for row in rows))
-    learn = {"data": DataSettings(source=str(path)), "max_steps": 60, "rows_per_step": 10, "learning_rate": 1e-2}
+    data = rows_of(tmp_path / "chosen.jsonl", [{"prompt": row.prompt, "completion": row.chosen} for row in rows])
+    learn = {"data": data, "max_steps": 60, "rows_per_step": 10, "learning_rate": 1e-2}
     learned = run_stage(sft, SftSettings(model=model_settings(model_directory), **learn), "sft")
     settings = dpo_settings(str(learned.artifact), max_steps=12, learning_rate=1e-2, losses={"ipo": 1.0}, beta=0.05)
     run_stage(dpo, settings, "dpo", kill_after=9)

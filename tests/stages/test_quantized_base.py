@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
 from posttrain.models.lm import load_model
 from posttrain.rewards import REWARDS
-from posttrain.runs.directory import StageRun
-from posttrain.runs.logs import read_rows
 from posttrain.settings import (
     DataSettings,
     DpoSettings,
@@ -32,33 +29,16 @@ from posttrain.stages.grpo import grpo
 from posttrain.stages.reference import cached_sequence_logprobs
 from posttrain.stages.rm import rm
 from posttrain.stages.sft import sft
+from tests.stages.conftest import RunStage, run_whole_and_killed, weights
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
-RunStage = Callable[..., StageRun]
 TRAINED: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def qwen(model_directory: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "qwen"
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    config = Qwen2Config(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
+def qwen(save_model: Callable[..., str], nano_tokenizer: PreTrainedTokenizerFast) -> str:
+    return save_model("qwen2", nano_tokenizer, dtype=torch.bfloat16, tie_word_embeddings=True)
 
 
 def four_bits(directory: str, **options: Any) -> ModelSettings:
@@ -92,15 +72,8 @@ def test_a_killed_run_ends_bit_identical(
 ) -> None:
     monkeypatch.setitem(REWARDS, "length", lambda completions, **_: [len(text) for text in completions])
     stage, settings = stage_settings(qwen)[name]
-    whole = run_stage(stage, settings, "whole")
-    run_stage(stage, settings, "killed", kill_after=3)
-    resumed = run_stage(stage, settings, "killed")
-    expected, found = (load_file(run.artifact / "adapter_model.safetensors") for run in (whole, resumed))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert any(tensor.any() for key, tensor in found.items() if "lora_B" in key)
-    losses = [row["loss"] for row in read_rows(whole.path / "metrics.jsonl")]
-    assert losses == [row["loss"] for row in read_rows(resumed.path / "metrics.jsonl")]
+    run = run_whole_and_killed(run_stage, stage, settings)
+    assert any(tensor.any() for key, tensor in weights(run).items() if "lora_B" in key)
 
 
 def test_the_adapter_of_dpo_loads_in_4_bits_and_whole(qwen: str, run_stage: RunStage) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,13 @@ from posttrain.data.sources import load_rows
 from posttrain.models.lm import load_model, save_model
 from posttrain.models.scores import add_score_head
 from posttrain.records import Branch, TokenTree
-from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import read_rows
-from posttrain.settings import DataSettings, DpoSettings, ModelSettings, RmSettings
+from posttrain.settings import DataSettings, DpoSettings, RmSettings
 from posttrain.stages.dpo import dpo, mismatched_trees
 from posttrain.stages.optimize import make_optimizers
 from posttrain.stages.reference import as_reference, cached_sequence_logprobs, evaluate_sequences
 from posttrain.stages.rm import rm
-
-RunStage = Callable[..., StageRun]
-
-
-def model_settings(directory: str, **options: Any) -> ModelSettings:
-    return ModelSettings(name_or_path=directory, dtype="float32", device="cpu", **options)
+from tests.stages.conftest import RunStage, model_settings, result, rows_of
 
 
 def tree(prompt: tuple[int, ...], *completions: tuple[int, ...]) -> TokenTree:
@@ -54,12 +47,10 @@ def test_mismatched_completions_are_never_of_the_same_prompt() -> None:
 
 
 def test_a_last_row_alone_does_not_estimate_the_kl(model_directory: str, run_stage: RunStage, tmp_path: Path) -> None:
-    path = tmp_path / "judged.jsonl"
-    lines = [{"prompt": f"Say {n}:", "completion": f" {n} again", "label": True} for n in range(5)]
-    path.write_text("\n".join(json.dumps(line) for line in lines))
+    rows = [{"prompt": f"Say {n}:", "completion": f" {n} again", "label": True} for n in range(5)]
     settings = DpoSettings(
         model=model_settings(model_directory),
-        data=DataSettings(source=str(path)),
+        data=rows_of(tmp_path / "judged.jsonl", rows),
         losses={"kto": 1.0},
         rows_per_step=2,
         learning_rate=1e-2,
@@ -127,8 +118,7 @@ def test_prompts_of_equal_tokens_are_held_out_together(
     model_directory: str, run_stage: RunStage, tmp_path: Path
 ) -> None:
     """A turn may carry what the template does not show."""
-    path = tmp_path / "pairs.jsonl"
-    lines = [
+    rows = [
         {
             "prompt": [{"role": "user", "content": f"Say {n % 2}.", "turn_id": n}],
             "chosen": [{"role": "assistant", "content": f"{n}"}],
@@ -136,10 +126,7 @@ def test_prompts_of_equal_tokens_are_held_out_together(
         }
         for n in range(8)
     ]
-    path.write_text("\n".join(json.dumps(line) for line in lines))
-    settings = RmSettings(
-        model=model_settings(model_directory), data=DataSettings(source=str(path)), max_steps=1, rows_per_step=2
-    )
-    run = run_stage(rm, settings, "rm")
-    summary = json.loads((run.path / "result.json").read_text())["summary"]
+    data = rows_of(tmp_path / "pairs.jsonl", rows)
+    settings = RmSettings(model=model_settings(model_directory), data=data, max_steps=1, rows_per_step=2)
+    summary = result(run_stage(rm, settings, "rm"))
     assert (summary["rows"], summary["held_out_rows"]) == (4, 4)

@@ -1,14 +1,11 @@
 """A trained reward model at work: its report beside its weights, and GRPO against it."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from posttrain.errors import ConfigError
 from posttrain.models.lm import load_reward_model
@@ -16,16 +13,10 @@ from posttrain.rewards.learned import LearnedReward
 from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import read_rows
 from posttrain.runs.rollout_files import read_rollouts
-from posttrain.settings import DataSettings, GrpoSettings, ModelSettings, RmSettings, SamplingSettings
+from posttrain.settings import DataSettings, GrpoSettings, RmSettings, SamplingSettings
 from posttrain.stages.grpo import grpo
 from posttrain.stages.rm import rm
-
-RunStage = Callable[..., StageRun]
-TIMES = ("time", "time/step", "time/update", "time/generate", "time/score")
-
-
-def model_settings(directory: str, **options: Any) -> ModelSettings:
-    return ModelSettings(name_or_path=directory, dtype="float32", device="cpu", **options)
+from tests.stages.conftest import RunStage, metrics, model_settings, noise_pairs, result, run_whole_and_killed
 
 
 def trained_rm(directory: str, run_stage: RunStage, source: str = "nano_concise", **options: Any) -> StageRun:
@@ -51,14 +42,10 @@ def grpo_settings(directory: str, reward_model: str, **options: Any) -> GrpoSett
     return GrpoSettings(**(defaults | options))
 
 
-def metrics(run: StageRun) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(run.path / "metrics.jsonl")]
-
-
 def test_the_report_stands_beside_the_weights(model_directory: str, run_stage: RunStage) -> None:
     run = trained_rm(model_directory, run_stage)
     report = json.loads((run.artifact / "reward_model.json").read_text())
-    summary = json.loads((run.path / "result.json").read_text())["summary"]
+    summary = result(run)
     assert report["beats_chance"]
     assert summary == summary | report
     (finding, *_) = report["bias"]["findings"]
@@ -75,12 +62,7 @@ def test_grpo_against_it_scores_as_it_does_and_ends_bit_identical_when_killed(
 ) -> None:
     artifact = trained_rm(model_directory, run_stage, lora_r=lora_r).artifact
     settings = grpo_settings(model_directory, str(artifact))
-    whole = run_stage(grpo, settings, "whole")
-    run_stage(grpo, settings, "killed", kill_after=3)
-    resumed = run_stage(grpo, settings, "killed")
-    assert metrics(resumed) == metrics(whole)
-    expected, found = (load_file(run.artifact / "model.safetensors") for run in (whole, resumed))
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    whole = run_whole_and_killed(run_stage, grpo, settings)
     rows = read_rollouts(whole.path / "rollouts" / "step-00000002.parquet")
     reward = LearnedReward(load_reward_model(model_settings(str(artifact))), max_tokens=4096)
     scores = reward(
@@ -108,13 +90,8 @@ def test_a_policy_learns_what_the_reward_model_likes(model_directory: str, run_s
 def test_a_reward_model_no_better_than_chance_is_refused_unless_it_is_allowed(
     model_directory: str, run_stage: RunStage, tmp_path: Path
 ) -> None:
-    rows = [
-        {"prompt": f"Say {n}.", "chosen": f" {n * 7919 % 1000}", "rejected": f" {n * 104729 % 997}"} for n in range(60)
-    ]
-    path = tmp_path / "noise.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
     learn = {"max_steps": 1, "learning_rate": 1e-6, "eval_fraction": 0.5}
-    data = DataSettings(source=str(path))
+    data = noise_pairs(tmp_path / "noise.jsonl", 60)
     artifact = run_stage(rm, RmSettings(model=model_settings(model_directory), data=data, **learn), "rm").artifact
     settings = grpo_settings(model_directory, str(artifact), max_steps=1)
     with pytest.raises(ConfigError, match=r"is no better than chance: .* do not train on it"):

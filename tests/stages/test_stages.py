@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.runs.checkpoint import load_latest
-from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import read_rows
 from posttrain.settings import (
     DataSettings,
@@ -25,13 +24,7 @@ from posttrain.stages import optimize
 from posttrain.stages.grpo import grpo
 from posttrain.stages.pretrain import pretrain
 from posttrain.stages.sft import sft
-
-RunStage = Callable[..., StageRun]
-TIMES = ("time", "time/step", "time/update", "time/generate", "time/score")
-
-
-def model_settings(directory: str, **options: Any) -> ModelSettings:
-    return ModelSettings(name_or_path=directory, dtype="float32", device="cpu", **options)
+from tests.stages.conftest import RunStage, model_settings, run_whole_and_killed, weights
 
 
 def sft_settings(directory: str, **options: Any) -> SftSettings:
@@ -85,30 +78,10 @@ STAGES = {
 }
 
 
-def final_weights(run: StageRun) -> dict[str, torch.Tensor]:
-    return load_file(next(run.artifact.glob("*.safetensors")))
-
-
-def rows_without_times(run: StageRun) -> list[dict[str, Any]]:
-    rows = read_rows(run.path / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
-
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_run_ends_bit_identical(model_directory: str, run_stage: RunStage, name: str) -> None:
     stage, make_settings = STAGES[name]
-    settings = make_settings(model_directory)
-    whole = run_stage(stage, settings, "whole")
-    run_stage(stage, settings, "killed", kill_after=3)
-    run_stage(stage, settings, "killed", kill_after=4)
-    resumed = run_stage(stage, settings, "killed")
-    assert whole.finished
-    assert resumed.finished
-    assert rows_without_times(resumed) == rows_without_times(whole)
-    expected = final_weights(whole)
-    found = final_weights(resumed)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    run_whole_and_killed(run_stage, stage, make_settings(model_directory), kills=(3, 4))
 
 
 def test_the_test_above_sees_a_lost_optimizer(
@@ -119,8 +92,8 @@ def test_the_test_above_sees_a_lost_optimizer(
     run_stage(sft, settings, "killed", kill_after=3)
     monkeypatch.setattr(optimize, "restore_optimizer", lambda *arguments: None)
     resumed = run_stage(sft, settings, "killed")
-    expected = final_weights(whole)
-    assert any(not torch.equal(weight, expected[key]) for key, weight in final_weights(resumed).items())
+    expected = weights(whole)
+    assert any(not torch.equal(weight, expected[key]) for key, weight in weights(resumed).items())
 
 
 def test_sft_learns_its_rows_and_publishes_a_loadable_model(model_directory: str, run_stage: RunStage) -> None:
@@ -159,7 +132,7 @@ def test_grpo_without_signal_leaves_the_weights_alone(model_directory: str, run_
     assert row["groups/failed"] == 3
     assert row["loss"] == row["grad_norm"] == 0.0
     before = load_file(Path(model_directory) / "model.safetensors")
-    assert all(torch.equal(weight, before[key]) for key, weight in final_weights(run).items())
+    assert all(torch.equal(weight, before[key]) for key, weight in weights(run).items())
 
 
 def test_grpo_rollouts_do_not_depend_on_how_many_are_decoded_at_a_time(
