@@ -1,6 +1,5 @@
 """Foreign formats and the named sources in them: what becomes of a row, of its odd cases, and of a bad one."""
 
-import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,6 @@ from posttrain.data.sources import Scan, load_rows, scan_rows
 from posttrain.errors import DataError
 from posttrain.settings import DataSettings
 
-HH_FILE = Path(__file__).parents[2].parent / "shared" / "data" / "hh_rlhf" / "harmless-base-test.jsonl.gz"
 PREFERENCE = ("preference",)
 
 
@@ -140,14 +138,15 @@ def test_hh_rlhf_as_conversations(tmp_path: Path) -> None:
     assert row.prompt == (user("Hi\n\nagain"),)
 
 
-@pytest.mark.skipif(not HH_FILE.is_file(), reason="no local copy of HH-RLHF beside the repository")
-def test_every_row_of_hh_rlhf_is_read_or_explained(tmp_path: Path) -> None:
-    with gzip.open(HH_FILE, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    found = scan(rows, tmp_path, source="hh_rlhf", kinds=PREFERENCE)
-    assert len(found.rows) + found.tally.counts.total() == len(rows)
-    assert len(found.rows) > 0.98 * len(rows)
-    assert all(row.prompt[-1]["role"] == "user" for row in found.rows)  # type: ignore[index]
+@pytest.mark.parametrize("source", [None, "hh_rlhf"])
+def test_the_side_of_a_pair_that_says_nothing_is_named(tmp_path: Path, source: str | None) -> None:
+    start = "\n\nHuman: Hi\n\nAssistant:"
+    rows = [{"chosen": f"{start} ", "rejected": f"{start} No."}, {"chosen": f"{start} Yes.", "rejected": start}]
+    found = scan(rows, tmp_path, source=source, kinds=PREFERENCE)
+    assert not found.rows
+    chosen, rejected = found.tally.places[Fault.EMPTY_COMPLETION]
+    assert "rows.jsonl:1 (chosen" in chosen
+    assert "rows.jsonl:2 (rejected" in rejected
 
 
 def oasst(id: str, parent: str | None, role: str, text: str, rank: int | None = None, **more: Any) -> dict[str, Any]:
