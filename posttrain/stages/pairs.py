@@ -54,9 +54,9 @@ def best_and_worst(group: Sequence[Mapping[str, Any]], *, min_gap: float) -> dic
     """Return the pair of a prompt's rollouts; None where no two rewards differ enough, or the texts are the same.
 
     Of completions with equal rewards the first stands, so that the result does not depend on how they are sorted.
-    Those that could not be scored are left out.
+    Those that could not be scored, or have no content, are left out.
     """
-    scored = [row for row in group if row["reward"] is not None]
+    scored = [row for row in group if row["reward"] is not None and row["completion"].strip()]
     if not scored:
         return None
     best, worst = max(scored, key=lambda row: row["reward"]), min(scored, key=lambda row: row["reward"])

@@ -125,6 +125,7 @@ def test_best_against_worst() -> None:
     assert best_and_worst([rollout(1.0, "one"), rollout(1.0, "two")], min_gap=0.0) is None
     assert best_and_worst([rollout(1.0, "one"), rollout(0.0, "one ")], min_gap=0.0) is None
     assert best_and_worst([rollout(None, "one")], min_gap=0.0) is None
+    assert best_and_worst([rollout(1.0, "one"), rollout(0.0, " ")], min_gap=0.0) is None
 
 
 def test_pairs_of_a_stage_are_rows_of_preferences(tmp_path: Path) -> None:

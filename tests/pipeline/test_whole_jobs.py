@@ -11,6 +11,7 @@ import pytest
 from posttrain.models.files import locate
 from posttrain.nano.corpus import MID_TRAINING_BLEND, documents
 from posttrain.nano.tokenizer import train_tokenizer
+from posttrain.pipeline.recipe import load_recipe
 from posttrain.runs.logs import read_rows
 from tests.conftest import call, write_rows
 
@@ -186,17 +187,30 @@ def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> N
     assert json.loads((tmp_path / "eval/eval/artifact/summary.json").read_text())["problems"] == 8
 
 
-def test_demo_recipe_at_a_tiny_size(tmp_path: Path) -> None:
+TINY = {
+    "sft": ["data.rows=32", "num_train_epochs=1.0"],
+    "eval": ["data.rows=24"],
+    "dpo": ["max_steps=2"],
+    "rm": ["max_steps=2"],
+    "grpo": ["max_steps=2", "prompts_per_step=4", "data.rows=50", "allow_weak_reward_model=true"],
+}
+
+
+@pytest.mark.parametrize("name", ["demo", "dpo_qlora_nano", "rlhf_compare_nano"])
+def test_nano_recipes_at_a_tiny_size(name: str, tmp_path: Path) -> None:
+    if name == "dpo_qlora_nano":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     assert locate("nano") is not None
-    overrides = ["--runs_dir", str(tmp_path), "--stage.sft.data.rows", "32", "--stage.sft.num_train_epochs", "1.0"]
-    overrides += ["--stage.grpo.max_steps", "2", "--stage.grpo.prompts_per_step", "4", "--stage.grpo.data.rows", "50"]
-    for stage in ("base", "sft_eval", "grpo_eval"):
-        overrides += [f"--stage.{stage}.data.rows", "24"]
-    run("run", str(ROOT / "recipes/demo.toml"), *overrides)
-    rows = read_rows(tmp_path / "demo/grpo/metrics.jsonl")
-    assert len(rows) == 2
-    assert rows[0]["kl/engine"] < 1e-3
-    assert (tmp_path / "demo/comparison/comparison.md").is_file()
+    recipe = ROOT / f"recipes/{name}.toml"
+    stages = load_recipe(recipe).stages
+    smaller = [f"--stage.{stage.name}.{flag}" for stage in stages for flag in TINY.get(stage.type, [])]
+    run("run", str(recipe), *smaller, "--runs_dir", str(tmp_path))
+    for stage in stages:
+        if stage.type in ("dpo", "rm", "grpo"):
+            assert len(read_rows(tmp_path / name / stage.name / "metrics.jsonl")) == 2
+        if stage.type == "grpo":
+            assert read_rows(tmp_path / name / stage.name / "metrics.jsonl")[0]["kl/engine"] < 1e-3
+    assert (tmp_path / name / "comparison/comparison.md").is_file()
 
 
 def test_preferences_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
