@@ -1,10 +1,10 @@
-# `make demo`, `make test` and `make bench`. Everything runs in .venv with the exact versions of constraints.txt.
+# `make demo`, `test`, `bench` and `notebooks`. Everything runs in .venv with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench check format clean
+.PHONY: demo test bench notebooks check format clean
 
 demo: $(STAMP)
 	$(BIN)/posttrain run recipes/demo.toml
@@ -17,6 +17,11 @@ GSM8K ?= $(wildcard ../shared/data/gsm8k/train.jsonl)
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
 	$(BIN)/python -m benchmarks $(if $(GSM8K),--gsm8k $(GSM8K)) $(BENCH)
+
+# Runs them anew and saves them with their outputs.
+notebooks: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	$(BIN)/python notebooks/execute.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
