@@ -117,8 +117,8 @@ def growth(name: str, curve: Mapping[str, Any]) -> tuple[str, ...]:
     """Return how much seconds and memory grow from a curve's first point to its last, on both sides."""
     points = curve["points"]
     first, last = points[min(points, key=int)], points[max(points, key=int)]
-    ratios = [_cost(last[side]) / _cost(first[side]) for side in ("peer", "ours")]
-    ratios += [last[side]["peak_bytes"] / first[side]["peak_bytes"] for side in ("peer", "ours")]
+    measures = [(what, side) for what in ("seconds", "peak_bytes") for side in ("peer", "ours")]
+    ratios = [last[side][what] / first[side][what] for what, side in measures]
     return (name, min(points, key=int), max(points, key=int), *(f"x {ratio:.2f}" for ratio in ratios))
 
 
