@@ -26,7 +26,7 @@ def stage_problems(settings: StageSettings, *, filled: Container[str] = ()) -> I
     else:
         if data:
             yield from data_problems(data)
-            yield from () if "data.source" in filled else source_problems(data)
+            yield from filled_source_problems(data) if "data.source" in filled else source_problems(data)
 
 
 def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
@@ -40,6 +40,15 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
             check_languages(data.filters.languages)
         except ConfigError as error:
             yield "data.filters.languages", error
+
+
+def filled_source_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
+    """Yield what cannot be asked of rows that an earlier stage makes: another place, or a split that it does not."""
+    if data.path is not None:
+        yield "data.path", ConfigError(f"the rows come from the stage {data.source}; remove data.path")
+    if data.split != "train" and not data.held_out:
+        message = f'the rows of the stage {data.source} have one split, train, not "{data.split}"'
+        yield "data.split", ConfigError(message, fix="--data.held_out 0.1")
 
 
 def source_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:

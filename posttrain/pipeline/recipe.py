@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError, PosttrainError
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.settings import CompareSettings, ModelStageSettings, Settings, StageSettings
+from posttrain.settings import CompareSettings, EvalSettings, ModelStageSettings, Settings, StageSettings
 
 SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
@@ -232,6 +232,10 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
         yield f"{stage.where if origin == DEFAULT else origin}: {error}"
 
 
+def _compares_completions(settings: StageSettings) -> bool:
+    return not isinstance(settings, EvalSettings) or settings.num_samples > 1
+
+
 def _link_problems(
     stage: Stage, own: Sequence[Entry], earlier: Mapping[str, Stage], stage_names: Sequence[str]
 ) -> Iterator[str]:
@@ -247,6 +251,8 @@ def _link_problems(
             yield f"{needs}, which must come before it"
         elif name in earlier and link.wanted not in STAGE_TYPES[earlier[name].type].produces:
             yield f"{needs}, which is of type {earlier[name].type} and makes no {link.wanted.replace('_', ' ')}"
+        elif name in earlier and link.wanted == "completions" and not _compares_completions(earlier[name].settings):
+            yield f"{needs}, which has num_samples = 1: one completion of a problem makes no pair"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
         yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):

@@ -67,7 +67,18 @@ def test_a_named_source_stays_what_it_is_beside_a_stage_of_its_name(tmp_path: Pa
         (
             'source = "pairs"',
             'source = "samples"',
-            "14: stage dpo needs samples, which is of type eval",
+            "14: stage dpo needs samples, which is of type eval and makes no pairs",
+        ),
+        (
+            "num_samples = 8\n",
+            "",
+            "10: stage pairs needs samples, which has num_samples = 1: one completion of a problem makes no pair",
+        ),
+        ("max_steps = 2", 'data.path = "mine"', "15: stage dpo: the rows come from the stage pairs; remove data.path"),
+        (
+            "max_steps = 2",
+            'data.split = "test"',
+            '15: stage dpo: the rows of the stage pairs have one split, train, not "test"',
         ),
         ('completions = "samples"', "min_gap = -1.0", "stage pairs: completions is required"),
         ('source = "pairs"', 'source = "pair"', "14: stage dpo: no such file or directory, and no named source: pair"),
