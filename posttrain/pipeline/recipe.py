@@ -240,7 +240,7 @@ def _link_problems(
     stage: Stage, own: Sequence[Entry], earlier: Mapping[str, Stage], stage_names: Sequence[str]
 ) -> Iterator[str]:
     """Yield what is wrong with the stages that a stage reads: each must come earlier and make the right thing."""
-    lines = {".".join(entry.key): entry.origin for entry in reversed(own)}
+    lines = {".".join(entry.key): entry.origin for entry in own}
     before = stage_names[: stage_names.index(stage.name)]
     for link in stage.links:
         name = link.stage

@@ -89,6 +89,11 @@ def test_mistakes(tmp_path: Path, old: str, new: str, expected: str) -> None:
     assert expected in problems(tmp_path, RECIPE.replace(old, new))
 
 
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
+    found = problems(tmp_path, RECIPE, "--stage.pairs.completions", "sample")
+    assert "--stage.pairs.completions: stage pairs needs sample, and there is no such stage" in found
+
+
 def test_a_recipe_learns_from_its_own_samples(tmp_path: Path) -> None:
     recipe = load(tmp_path, RECIPE)
     unmeasured = bench(recipe, tmp_path / "runs").skipped
