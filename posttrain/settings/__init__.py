@@ -1,0 +1,47 @@
+"""Every setting a user can write, typed, documented and torch-free; a recipe or a flag can hold nothing else.
+
+Floor 0. Names are Hugging Face's or TRL's where one exists for the same thing. Classes have no effects and no
+fields computed at run time. The machinery (files, overrides, errors) is in `config.py`.
+"""
+
+from posttrain.settings.base import Settings
+from posttrain.settings.parts import DataSettings, EngineSettings, FilterSettings, ModelSettings, SamplingSettings
+from posttrain.settings.stages import (
+    CompareSettings,
+    DpoSettings,
+    EvalSettings,
+    GrpoSettings,
+    ModelStageSettings,
+    OptimizedStageSettings,
+    PairsSettings,
+    PolicyStageSettings,
+    PpoSettings,
+    PretrainSettings,
+    RmSettings,
+    RowStageSettings,
+    SftSettings,
+    StageSettings,
+)
+
+__all__ = [
+    "CompareSettings",
+    "DataSettings",
+    "DpoSettings",
+    "EngineSettings",
+    "EvalSettings",
+    "FilterSettings",
+    "GrpoSettings",
+    "ModelSettings",
+    "ModelStageSettings",
+    "OptimizedStageSettings",
+    "PairsSettings",
+    "PolicyStageSettings",
+    "PpoSettings",
+    "PretrainSettings",
+    "RmSettings",
+    "RowStageSettings",
+    "SamplingSettings",
+    "Settings",
+    "SftSettings",
+    "StageSettings",
+]
