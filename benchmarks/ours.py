@@ -27,6 +27,8 @@ from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.runs.display import NoDisplay
 from posttrain.settings import DataSettings, EngineSettings, ModelSettings, OptimizedStageSettings, SamplingSettings
 
+MAX_LENGTH = 4096  # tokens of prompt and completion: longer than any workload's
+
 
 def run(task: Task, channel: Channel) -> None:
     """Run the task's steps until the parent stops them."""
@@ -58,7 +60,7 @@ def stage_settings(task: Task) -> OptimizedStageSettings:
     workload = task.workload
     values: dict[str, Any] = {
         "model": _model(task),
-        "data": DataSettings(source=task.rows),
+        "data": DataSettings(source=task.rows, max_length=MAX_LENGTH),
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "max_tokens_per_micro_batch": workload.micro_batch_tokens,

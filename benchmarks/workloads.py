@@ -164,7 +164,8 @@ CURVES = [
         "grpo by prompt length",
         "tokens of the prompt of 8 completions of 32 tokens",
         _STEP,
-        {length: {"prompt_length": length} for length in (64, 256, 1024, 2048)},
+        # a micro-batch holds the tree, so that its prompt is computed once
+        {size: {"prompt_length": size, "micro_batch_tokens": max(1024, size + 256)} for size in (64, 256, 1024, 2048)},
         slower=True,
     ),
     _curve(

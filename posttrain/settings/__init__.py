@@ -7,7 +7,9 @@ fields computed at run time. The machinery (files, overrides, errors) is in `con
 from posttrain.settings.base import Settings
 from posttrain.settings.parts import DataSettings, EngineSettings, FilterSettings, ModelSettings, SamplingSettings
 from posttrain.settings.stages import (
+    AdaptiveKlSettings,
     CompareSettings,
+    CriticSettings,
     DpoSettings,
     EvalSettings,
     GrpoSettings,
@@ -24,7 +26,9 @@ from posttrain.settings.stages import (
 )
 
 __all__ = [
+    "AdaptiveKlSettings",
     "CompareSettings",
+    "CriticSettings",
     "DataSettings",
     "DpoSettings",
     "EngineSettings",
