@@ -134,7 +134,7 @@ def test_during_the_warmup_only_the_critic_learns(model_directory: str, run_stag
 
 
 def test_the_critic_learns_the_returns(model_directory: str, run_stage: RunStage) -> None:
-    """Every completion is cut off, so that the score is always the penalty: a value that can be learned."""
+    """Nearly every completion is cut off, so that the score is the penalty: a value that can be learned."""
     settings = ppo_settings(
         model_directory,
         lora_r=4,
@@ -149,9 +149,9 @@ def test_the_critic_learns_the_returns(model_directory: str, run_stage: RunStage
         sampling=SamplingSettings(max_completion_length=4),
     )
     rows = metrics(run_stage(ppo, settings, "ppo"))
-    assert rows[0]["returns/mean"] == rows[-1]["returns/mean"] == pytest.approx(-1.0)
+    assert rows[-1]["returns/mean"] < -0.8
     assert abs(rows[0]["values/mean"]) < 0.2
-    assert rows[-1]["values/mean"] == pytest.approx(-1.0, abs=0.2)
+    assert rows[-1]["values/mean"] == pytest.approx(rows[-1]["returns/mean"], abs=0.2)
 
 
 def test_target_kl_ends_the_passes_and_the_schedule_keeps_to_the_steps(
