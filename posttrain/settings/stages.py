@@ -143,6 +143,8 @@ class PolicyStageSettings(OptimizedStageSettings):
     engine: EngineSettings = EngineSettings()
     rewards: dict[str, float] = {"r1_zero": 1.0}
     """Reward functions and their weights; a weight of 0 only watches. reward_model is the score of a reward model."""
+    gold_reward: str | None = None
+    """The reward among them that says the truth, for the health checks; None: a graded one with the weight 0."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
     allow_weak_reward_model: bool = False

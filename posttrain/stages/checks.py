@@ -64,6 +64,9 @@ def policy_problems(settings: PolicyStageSettings, stage: str) -> Iterator[Probl
     if REWARD_MODEL not in settings.rewards and settings.reward_model is not None:
         message = f"reward_model is named, and its reward has no weight among {', '.join(settings.rewards)}"
         yield "reward_model", ConfigError(message, fix=f"--rewards.{REWARD_MODEL} 1.0")
+    if settings.gold_reward is not None and settings.gold_reward not in settings.rewards:
+        message = f"gold_reward = {settings.gold_reward} is none of the rewards: {', '.join(settings.rewards)}"
+        yield "gold_reward", ConfigError(message, fix=f"--rewards.{settings.gold_reward} 0.0")
     sampling = settings.sampling
     if sampling.temperature == 0:
         yield (

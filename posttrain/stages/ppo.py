@@ -28,6 +28,7 @@ from posttrain.settings import PpoSettings
 from posttrain.stages.actor_critic import ActorCritic, Estimates, MiniBatch, Rollouts
 from posttrain.stages.checks import check_settings
 from posttrain.stages.critic import Critic, evaluate_values, make_critic
+from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import evaluate_logprobs, metrics_of_updates
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
@@ -61,6 +62,7 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
         learner.restore(run.checkpoint)
         loader.restore(state["loader"])
         controller, moments = KlController(**state["controller"]), RunningMoments(**state["moments"])
+    watch_health(settings, run)
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
     for step in run.steps(settings.max_steps):
         before = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
