@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 ALPHA = 0.05  # share of whole healthy runs, of any length, in which a split may be claimed
 SHORTEST = 8  # steps of the shortest windows compared; the others are twice, four times, ... as long
 BEHIND = 0.25  # gold is behind where it gains less than this share of what proxy gains, each in its own spread
+TINY = 1e-9  # for a spread of 0
 NEAR_CEILING = 0.9  # share of the highest gold from which on it has nothing left to gain
 
 
@@ -47,7 +48,7 @@ def find_split(
     """Return where the step means (T,) of proxy and gold have parted by their end, None where nothing shows it.
 
     A spread is the deviation among the completions of a step, in which a gain is measured. Gold *falls* where its
-    latest window is below its best one, and proxy's above its own of that time. It *stalls* where proxy gained at
+    latest window is below its best ones, and proxy's above its own of that time. It *stalls* where proxy gained at
     least one spread since some window, gold less than `BEHIND` as many, and it was not near its `ceiling` already.
     Both are tested against the noise from step to step, at `ALPHA` for all windows of all looks together: look k has
     the share 1 / (k (k + 1)). A split that is `known` holds until what is left of it is no more than one test's noise.
@@ -62,25 +63,35 @@ def find_split(
     risen = -single if known else single  # errors; proxy's end, where it does not fall, does not end a split
     candidates = list(_windows(proxy, gold))
     for windows in candidates:
-        best = int(windows.gold.argmin())  # the largest loss is since the best window
-        fell = windows.gold[best] < -strict * windows.gold_error
-        if fell and windows.proxy[best] > risen * windows.proxy_error:
-            return _split("falls", best, windows, proxy, gold)
+        if (start := _fall(windows, single=single, strict=strict, risen=risen)) is not None:
+            return _split("falls", start, windows, proxy, gold)
     if ceiling is not None and gold[-SHORTEST:].mean() >= NEAR_CEILING * ceiling:
         return None
-    tiny = 1e-9
-    proxy_spread, gold_spread = max(proxy_spread, tiny), max(gold_spread, tiny)
+    spreads = max(proxy_spread, TINY), max(gold_spread, TINY)
     for windows in candidates:
-        gained, behind = (
-            windows.proxy / proxy_spread,
-            windows.gold / gold_spread - BEHIND * windows.proxy / proxy_spread,
-        )
-        error = float(np.hypot(windows.gold_error / gold_spread, BEHIND * windows.proxy_error / proxy_spread))
-        rose = (gained >= 1) & (windows.proxy > strict * windows.proxy_error)
-        stalled = rose & (behind < -strict * error)
-        if stalled.any():
-            return _split("stalls", int(np.where(stalled, behind, np.inf).argmin()), windows, proxy, gold)
+        if (start := _stall(windows, *spreads, single=single, strict=strict)) is not None:
+            return _split("stalls", start, windows, proxy, gold)
     return None
+
+
+def _fall(windows: _Windows, *, single: float, strict: float, risen: float) -> int | None:
+    """Return the last window that is as good in gold as the best one, where the latest is below it."""
+    lost = (windows.gold < -strict * windows.gold_error) & (windows.proxy > risen * windows.proxy_error)
+    as_good = windows.gold <= windows.gold.min() + single * windows.gold_error
+    found = np.flatnonzero(lost & as_good)
+    return int(found[-1]) if len(found) else None
+
+
+def _stall(windows: _Windows, proxy_spread: float, gold_spread: float, *, single: float, strict: float) -> int | None:
+    """Return the window since which gold is furthest behind proxy, and was never above it in between."""
+    gained = windows.proxy / proxy_spread
+    behind = windows.gold / gold_spread - BEHIND * gained
+    error = np.hypot(windows.gold_error / gold_spread, BEHIND * windows.proxy_error / proxy_spread)
+    best_since = np.minimum.accumulate(windows.gold[::-1])[::-1]
+    level = best_since >= windows.gold - single * windows.gold_error
+    rose_much = (gained >= 1) & (windows.proxy > strict * windows.proxy_error)
+    stalled = rose_much & level & (behind < -strict * error)
+    return int(np.where(stalled, behind, np.inf).argmin()) if stalled.any() else None
 
 
 def rose(values: np.ndarray, length: int) -> bool:

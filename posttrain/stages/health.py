@@ -6,6 +6,7 @@ samples. They say what is the case, with its numbers; such signals audit a run, 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 
 from posttrain.runs.directory import StageRun
 from posttrain.runs.findings import Finding
@@ -15,8 +16,9 @@ from posttrain.stages.course import LONG, NOW, Course, PolicySettings, Row, dupl
 FLAT_SHARE = 0.9  # of groups without a difference in reward
 CUT_SHARE = 0.25  # of completions that reach the token limit
 KL_A_TOKEN = 0.5  # nats between policy and reference
-ENTROPY_LEFT = 0.2  # share of the first steps' entropy
-SOLVED_SHARE = 0.5  # of groups that are solved: then samples may well be alike
+ENTROPY_LEFT = 0.1  # share of the first steps' entropy
+REPEATED_SHARE = 0.5  # of completions that another one of their prompt equals
+SOLVED = 0.9  # mean of what is graded from which on completions may well be alike
 GROWTH = 1.5  # of the mean length
 DOMINANCE = 0.9  # share of one part in the variance of the reward
 STILL_VARIES = 0.5  # of a part's spread in the first steps: less, and it has had its say
@@ -94,31 +96,28 @@ def proxy_gold_split(course: Course, name: str) -> Finding | None:
         f"reward and {gold} parted after step {split.at}: reward went from {split.proxy[0]:.3g} to "
         f"{split.proxy[1]:.3g}, {gold} from {split.gold[0]:.3g} to {split.gold[1]:.3g}"
     )
-    best = [
-        row for row in course.by_reward()[: max(1, len(course.rollouts) // 4)] if row[f"rewards/{gold}"] is not None
-    ]
-    fooled = sorted(best, key=lambda row: row[f"rewards/{gold}"])
+    best = [row for row in course.by_reward() if row[f"rewards/{gold}"] is not None]
+    best = best[: max(1, len(course.rollouts) // 4)]
     if best:
-        mean = sum(row[f"rewards/{gold}"] for row in best) / len(best)
-        text += f"; the {len(best)} best paid of this step's {len(course.rollouts)} completions have {mean:.3g}"
+        mean = fmean(row[f"rewards/{gold}"] for row in best)
+        text += f"; the {len(best)} best paid of this step's {len(course.rollouts)} completions have {gold} {mean:.3g}"
     coefficient = 2 * (course.settings.kl_coef or 0.05)
     advice = f"end near step {split.at}, or --kl_coef {coefficient:g}, or a reward that sees what {gold} sees"
-    return Finding(name, text, advice, "--best 5", places(fooled))
+    return Finding(name, text, advice, "--best 5", places(sorted(best, key=lambda row: row[f"rewards/{gold}"])))
 
 
 def entropy_collapse(course: Course, name: str) -> Finding | None:
-    """The policy says nearly the same thing each time, and not because it has solved its prompts."""
+    """The policy says nearly the same each time, though it is not right nearly each time."""
     first, now = course.first("entropy"), course.now("entropy", LONG)
-    groups = course.rows[-1].get("groups/mixed", 0.0) + course.rows[-1].get("groups/solved", 0.0)
-    solved = course.rows[-1].get("groups/solved", 0.0) / (groups + course.rows[-1].get("groups/failed", 0.0) or 1.0)
-    if len(course.rows) < 2 * LONG or not over(first * ENTROPY_LEFT, now, held=course.holds(name)):
-        return None
-    if solved >= SOLVED_SHARE:
-        return None
+    fell = over(first * ENTROPY_LEFT, now, held=course.holds(name))
     again = duplicates(course.rollouts)
+    repeats = over(len(again) / max(len(course.rollouts), 1), REPEATED_SHARE, held=course.holds(name))
+    solved = course.graded is not None and course.now(f"rewards/{course.graded}/mean") >= SOLVED
+    if len(course.rows) < 2 * LONG or not fell or not repeats or solved:
+        return None
     text = (
-        f"entropy fell from {first:.3g} to {now:.3g} nats a token; {len(again)} of this step's "
-        f"{len(course.rollouts)} completions repeat another of their prompt"
+        f"entropy fell from {first:.2g} to {now:.2g} nats a token since the first {LONG} steps; {len(again)} of this "
+        f"step's {len(course.rollouts)} completions repeat another of their prompt"
     )
     advice = f"--learning_rate {course.settings.learning_rate / 2:g}, or --epsilon_high 0.28"
     return Finding(name, text, advice, "--where repeated", places(again))
