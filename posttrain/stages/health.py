@@ -152,7 +152,7 @@ def format_only(course: Course, name: str) -> Finding | None:
         f"completions with an answer in the form asked for went from {split.proxy[0]:.0%} to {split.proxy[1]:.0%} "
         f"since step {split.at}, {course.graded} from {split.gold[0]:.3g} to {split.gold[1]:.3g}"
     )
-    wrong = [row for row in course.rollouts if row.get("answered") and not row[f"rewards/{course.graded}"]]
+    wrong = [row for row in course.rollouts if row.get("answered") and row[f"rewards/{course.graded}"] == 0]
     advice = "easier prompts, or posttrain sft on worked solutions; a weight on the form alone can go"
     return Finding(name, text, advice, "--where wrong", places(wrong))
 
