@@ -28,9 +28,12 @@ from posttrain.settings import PolicyStageSettings, SamplingSettings
 
 
 def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
-    """Return the rows that a stage samples completions of; raise DataError where they cannot be sampled or graded."""
+    """Return the rows that a stage samples completions of; raise DataError where they cannot be sampled or graded.
+
+    Completions that come with the prompts, also as pairs, are not looked at.
+    """
     rows = load_rows(settings.data, seed=settings.seed)
-    require_kind(rows, ("prompt", "prompt_completion"), stage)
+    require_kind(rows, ("prompt", "prompt_completion", "preference"), stage)
     if GOLD_REWARDS & settings.rewards.keys():
         require_gold(rows)
     return rows
