@@ -21,6 +21,7 @@ from posttrain.settings import (
     ModelSettings,
     ModelStageSettings,
     PretrainSettings,
+    RewardSettings,
     RowStageSettings,
     StageSettings,
 )
@@ -48,7 +49,7 @@ def data_files(data: DataSettings) -> list[Path]:
 
 
 def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dict[str, str]:
-    """Return a hash for each input: data, model, reward model and chat template.
+    """Return a hash for each input: data, model, reward model, reward file and chat template.
 
     `filled` are the dotted settings that earlier stages fill: what these name is not there yet. Raises ModelError or
     DataError where one is missing.
@@ -64,6 +65,8 @@ def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dic
     if isinstance(settings, GrpoSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
+    if isinstance(settings, RewardSettings) and settings.reward_file is not None:
+        hashes["reward_file"] = hash_file(Path(settings.reward_file)).sha256
     return hashes
 
 

@@ -4,20 +4,26 @@ Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from posttrain.data.rows import Row
 from posttrain.engines import Engine
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards import REWARD_MODEL, REWARDS
+from posttrain.rewards import REWARD_MODEL
+from posttrain.rewards.functions import combination_of, open_rewards
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, score
+from posttrain.rewards.scoring import RewardFunction, reward_arguments, score
+from posttrain.runs.directory import StageRun
 from posttrain.seeds import derive_seed
-from posttrain.settings import GrpoSettings, SamplingSettings
+from posttrain.settings import PolicyStageSettings, SamplingSettings
+
+JUDGE_JOURNAL = "judge.jsonl"  # in the run's directory: what the judge said, by content
 
 
 def sample_completions(
@@ -33,35 +39,55 @@ def sample_completions(
 def score_completions(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
-    rewards: Mapping[str, float],
+    settings: PolicyStageSettings,
     functions: Mapping[str, RewardFunction],
     *,
     policy_version: int,
 ) -> list[Tree]:
     """Return the scored trees of prompts and their completions."""
-    scored = iter(score(prompts, completions, rewards, functions))
+    scored = iter(score(prompts, completions, settings.rewards, functions, combination_of(settings)))
     trees = []
     for prompt, group in zip(prompts, completions, strict=True):
         parts = [next(scored) for _ in group]
         rollouts = (
-            Rollout(completion, part.scores, part.reward, policy_version)
+            Rollout(completion, part.scores, part.reward, policy_version, part.failed)
             for completion, part in zip(group, parts, strict=True)
         )
         trees.append(Tree(prompt, tuple(rollouts)))
     return trees
 
 
-def reward_functions(settings: GrpoSettings, tell: Callable[[str, str], None]) -> Mapping[str, RewardFunction]:
-    """Return the functions that rewards can name, the one of the stage's reward model, once loaded, among them.
+@contextmanager
+def reward_functions(
+    settings: PolicyStageSettings, rows: Sequence[Row], run: StageRun
+) -> Iterator[Mapping[str, RewardFunction]]:
+    """Yield the functions that rewards can name; processes of rewards end with the context.
 
-    `tell` is given the name of an event and what the reward model's own report says. Raises ConfigError where that is
-    no better than chance and the settings do not allow it.
+    Those that can fail are tried on two made-up completions of the first row. What they and a reward model's own report
+    have to say becomes events of the run. Raises RewardError where that trial fails, ConfigError where the reward model
+    is no better than chance and the settings do not allow it.
     """
-    if settings.reward_model is None:
-        return REWARDS
-    tell(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
-    budget = settings.max_tokens_per_micro_batch
-    return {**REWARDS, REWARD_MODEL: learned_reward(settings.reward_model, settings.model, max_tokens=budget)}
+    with open_rewards(
+        settings,
+        max_completion_length=settings.sampling.max_completion_length,
+        tell=run.event,
+        stopping=lambda: run.stop_requested,
+        rehearsal=_rehearsal(rows[0]),
+        journal=run.path / JUDGE_JOURNAL,
+    ) as functions:
+        if settings.reward_model is not None:
+            run.event(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
+            budget = settings.max_tokens_per_micro_batch
+            functions[REWARD_MODEL] = learned_reward(settings.reward_model, settings.model, max_tokens=budget)
+        yield functions
+
+
+def _rehearsal(row: Row) -> dict[str, list[Any]]:
+    """Return a reward function's arguments for two made-up completions of a row's prompt."""
+    assert row.prompt is not None
+    prompt = Prompt(row.id, (0,), row.prompt, row.columns)
+    made_up = [Completion((0,), (0.0,), StopReason.EOS, text) for text in ("42", "The answer is 42.")]
+    return reward_arguments([prompt], [made_up])
 
 
 def reward_table(trees: Sequence[Tree]) -> Tensor:
@@ -100,6 +126,7 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
         metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
         metrics[f"rewards/{name}/std"] = pstdev(parts) if parts else float("nan")
+        metrics[f"rewards/{name}/failed"] = sum(name in rollout.failed for rollout in rollouts)
     return metrics
 
 
