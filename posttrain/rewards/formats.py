@@ -31,7 +31,7 @@ def format_json(
     options: FormatJsonOptions, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
 ) -> list[float | None]:
     """1 for a completion that is JSON and nothing else, alone or in a fenced block, else 0."""
-    return [float(_is_json(completion_text(completion), options.keys)) for completion in completions]
+    return [float(_is_json(completion_text(completion), options.required_keys)) for completion in completions]
 
 
 def format_regex(

@@ -38,9 +38,10 @@ Question = tuple[str, tuple[str, ...]]  # the prompt; one answer, or the two tha
 
 
 class Judge:
-    """The judge as a reward function, from 0 to 1; a completion on which it gave no verdict is Failed.
+    """From 0 to 1, what a model behind an OpenAI-compatible API says of the completion.
 
-    Raises RewardError where no call can work, and where the budget of calls or tokens is spent.
+    One on which it gave no verdict is Failed. Raises RewardError where no call can work, and where the budget of calls
+    or tokens is spent.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 Pure; a completion is its text or a list of messages, the gold answer is the column `answer` or `solution`.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -17,6 +18,7 @@ from posttrain.rewards.numbers import OutOfBounds, parse_number
 from posttrain.settings.rewards import NumericMatchOptions
 
 MAX_NUMBER_CHARACTERS = 256
+_DIGIT_COMMA = re.compile("(?<=[0-9]),(?=[0-9])")
 
 
 def r1_zero(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -90,8 +92,8 @@ def _number(text: str) -> Fraction | None:
     """Return the number that a text is, without its commas and currency signs; None where it is none, or endless."""
     if len(text) > MAX_NUMBER_CHARACTERS:
         return None
-    plain = "".join(character for character in text if unicodedata.category(character) != "Sc" and character != ",")
+    plain = normalise(_DIGIT_COMMA.sub("", text))
     try:
-        return parse_number(normalise(plain))
+        return parse_number("".join(character for character in plain if unicodedata.category(character) != "Sc"))
     except OutOfBounds:
         return None

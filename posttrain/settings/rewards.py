@@ -74,7 +74,7 @@ class LanguageConsistencyOptions(Settings):
 class FormatJsonOptions(Settings):
     """Of format_json."""
 
-    keys: list[str] = []
+    required_keys: list[str] = []
     """Keys that the object must have; empty accepts any JSON."""
 
 
