@@ -150,6 +150,22 @@ def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path:
     assert (tmp_path / "math_reasoning/comparison/comparison.md").read_text().count("grpo_eval") >= 1
 
 
+def test_rlaif_qwen_nano_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "gsm8k.jsonl", GSM8K)
+    overrides = ["--model.name_or_path", models["qwen2"], "--model.dtype", "float32", "--data.path", rows]
+    for stage in ("base", "ppo", "tuned"):
+        overrides += [f"--stage.{stage}.sampling.max_completion_length", "6"]
+    overrides += ["--stage.ppo.max_steps", "2", "--stage.ppo.prompts_per_step", "4", "--runs_dir", str(tmp_path)]
+    run("run", str(ROOT / "recipes/rlaif_qwen_nano.toml"), *overrides)
+    stage = tmp_path / "rlaif_qwen_nano/ppo"
+    steps = read_rows(stage / METRICS)
+    assert [row["step"] for row in steps] == [1, 2]
+    assert steps[1]["kl_coef"] < steps[0]["kl_coef"] == 0.2  # the KL is far below its target of 6 nats
+    assert all(row["rewards/boxed_answer/mean"] == 0.0 and "rewards/hybrid/mean" in row for row in steps)
+    assert (stage / "artifact/critic/value_head.safetensors").is_file()
+    assert (tmp_path / "rlaif_qwen_nano/comparison/comparison.md").is_file()
+
+
 def test_dpo_qlora_ultrafeedback_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     (tmp_path / "chat.jinja").write_text(CHATML)
