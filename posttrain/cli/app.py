@@ -131,6 +131,7 @@ STAGE_HELP = {
     "rm": "Train a reward model on preference pairs, and measure it on held-out ones.",
     "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
     "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
+    "ppo": "Train a model by proximal policy optimisation: a critic, a KL penalty, programs or a reward model.",
     "eval": "Sample a task's held-out problems and grade the answers.",
 }
 for _type_name, _help in STAGE_HELP.items():

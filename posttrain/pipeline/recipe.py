@@ -16,7 +16,14 @@ from posttrain.errors import ConfigError, PosttrainError
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.settings import CompareSettings, EvalSettings, ModelStageSettings, Settings, StageSettings
+from posttrain.settings import (
+    CompareSettings,
+    EvalSettings,
+    ModelStageSettings,
+    PpoSettings,
+    Settings,
+    StageSettings,
+)
 
 SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
@@ -246,7 +253,10 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
 
 
 def _compares_completions(settings: StageSettings) -> bool:
-    return not isinstance(settings, EvalSettings) or settings.num_samples > 1
+    match settings:
+        case EvalSettings(num_samples=1) | PpoSettings(num_generations=1):
+            return False
+    return True
 
 
 def _link_problems(
@@ -265,7 +275,8 @@ def _link_problems(
         elif name in earlier and link.wanted not in STAGE_TYPES[earlier[name].type].produces:
             yield f"{needs}, which is of type {earlier[name].type} and makes no {link.wanted.replace('_', ' ')}"
         elif name in earlier and link.wanted == "completions" and not _compares_completions(earlier[name].settings):
-            yield f"{needs}, which has num_samples = 1: one completion of a problem makes no pair"
+            setting = "num_samples" if isinstance(earlier[name].settings, EvalSettings) else "num_generations"
+            yield f"{needs}, which has {setting} = 1: one completion of a problem makes no pair"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
         yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):

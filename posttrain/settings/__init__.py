@@ -8,7 +8,9 @@ from posttrain.settings.base import Settings
 from posttrain.settings.parts import DataSettings, EngineSettings, FilterSettings, ModelSettings, SamplingSettings
 from posttrain.settings.rewards import JudgeOptions, RewardOptions, RewardSettings, RewardWorkerSettings
 from posttrain.settings.stages import (
+    AdaptiveKlSettings,
     CompareSettings,
+    CriticSettings,
     DpoSettings,
     EvalSettings,
     GrpoSettings,
@@ -25,7 +27,9 @@ from posttrain.settings.stages import (
 )
 
 __all__ = [
+    "AdaptiveKlSettings",
     "CompareSettings",
+    "CriticSettings",
     "DataSettings",
     "DpoSettings",
     "EngineSettings",

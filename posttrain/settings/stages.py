@@ -180,8 +180,10 @@ class GrpoSettings(PolicyStageSettings):
 class CriticSettings(Settings):
     """The model of values that PPO's advantages are measured against."""
 
-    kind: Literal["adapter", "shared", "model"] = "adapter"
-    """A LoRA adapter of its own on the policy's base, a head on the policy itself, or a model of its own."""
+    kind: Literal["auto", "adapter", "shared", "model"] = "auto"
+    """An adapter of its own on the policy's base, a head on the policy itself, or a model of its own.
+
+    "auto" takes an adapter where the policy has one, else a model."""
     name_or_path: str | None = None
     """Model that a critic of kind model starts from; None takes the policy's."""
     learning_rate: Positive | None = None
@@ -258,7 +260,7 @@ class PairsSettings(StageSettings):
     """Make preference pairs of the completions of an earlier stage: of each prompt the best and the worst."""
 
     completions: str
-    """The stage whose completions are paired: grpo, by their rewards, or eval with num_samples above 1, by grades."""
+    """The stage whose completions are paired: grpo or ppo, by rewards, or eval with num_samples above 1, by grades."""
     min_gap: NonNegative = 0.0
     """How much better the chosen completion's reward must be; equal rewards make no pair."""
 

@@ -4,7 +4,7 @@ Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, pstdev
 from typing import Any
@@ -12,18 +12,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.data.chat import RenderedRows, drop_overlong, render_prompt
 from posttrain.data.rows import Row
-from posttrain.engines import Engine
+from posttrain.data.sources import load_rows, require_kind
+from posttrain.engines import Engine, Interrupted
+from posttrain.errors import ConfigError
+from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards import REWARD_MODEL
+from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
 from posttrain.rewards.functions import combination_of, open_rewards
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, reward_arguments, score
-from posttrain.runs.directory import StageRun
+from posttrain.rewards.scoring import RewardFunction, require_gold, reward_arguments, score
+from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
 from posttrain.settings import PolicyStageSettings, SamplingSettings
 
 JUDGE_JOURNAL = "judge.jsonl"  # in the run's directory: what the judge said, by content
+
+
+def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
+    """Return the rows that a stage samples completions of; raise DataError where they cannot be sampled or graded.
+
+    Completions that come with the prompts, also as pairs, are not looked at.
+    """
+    rows = load_rows(settings.data, seed=settings.seed)
+    require_kind(rows, ("prompt", "prompt_completion", "preference"), stage)
+    if GOLD_REWARDS & settings.rewards.keys():
+        require_gold(rows)
+    return rows
+
+
+def render_prompts(
+    rows: Sequence[Row], loaded: LoadedModel, settings: PolicyStageSettings
+) -> tuple[RenderedRows[Prompt], list[Row]]:
+    """Return the prompts by id, and the rows that are too long.
+
+    Raises ConfigError where they are fewer than a step's: one would be sampled twice, with the same seeds.
+    """
+    prompts, dropped = drop_overlong(
+        rows,
+        lambda row: render_prompt(row, loaded.tokenizer),
+        max_length=loaded.fit(settings.data.max_length),
+        reserve=settings.sampling.max_completion_length,
+    )
+    if settings.prompts_per_step > len(prompts):
+        raise ConfigError(
+            f"prompts_per_step = {settings.prompts_per_step}, and there are {len(prompts)} prompts",
+            fix=f"--prompts_per_step {len(prompts)}",
+        )
+    return prompts, dropped
+
+
+@contextmanager
+def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], TrainerState]) -> Iterator[None]:
+    """Turn an interruption within a step into the run's stop: the steps done are saved, the one begun is done again."""
+    try:
+        yield
+    except Interrupted:
+        run.save(done, trainer_state)
+        raise
 
 
 def sample_completions(

@@ -169,7 +169,7 @@ def test_a_stage_with_a_fault_hides_no_later_one_and_makes_up_none(tmp_path):
     [
         ("rewards = {}", "r.toml:22: stage grpo: grpo needs at least one reward"),
         ("rewards.r1_zer = 1.0", "r.toml:22: stage grpo: unknown reward r1_zer. Did you mean r1_zero?"),
-        ("sampling.temperature = 0.0", "r.toml:22: stage grpo: grpo compares different completions"),
+        ("sampling.temperature = 0.0", "r.toml:22: stage grpo: grpo learns from different completions"),
         ("sampling.top_p = 0.9", "r.toml:22: stage grpo: grpo trains on the whole vocabulary's distribution"),
         ("model.lora_dropout = 0.1", "r.toml:22: stage grpo: model.lora_dropout makes the log-probs"),
         ('data.prompt_style = "boxd"', "r.toml:22: stage grpo: no prompt style boxd; did you mean boxed?"),
