@@ -62,7 +62,7 @@ def test_try_scores_a_file_by_its_prompts_groups_with_the_users_function(
     code, out, err = call(capsys, "try", source, *flags, "--json")
     assert code == 0, err
     report = json.loads(out)
-    assert "has TRL's form" in report["told"][0]
+    assert "has the form of TRL" in report["told"][0]
     assert [each["reward"] for each in report["completions"]] == [1.25, 0.75, 0.0]
     assert [each["scores"]["length_control"] for each in report["completions"]] == [0.5, -0.5, 0.0]
     assert [each["place"].rpartition(":")[2] for each in report["completions"]] == ["1", "3", "2"]

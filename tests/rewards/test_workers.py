@@ -309,5 +309,5 @@ def test_a_file_that_cannot_be_loaded_is_told_at_once(
 def test_the_form_is_told(write_file: Callable[[str], str]) -> None:
     text = "def mine(solution_str, ground_truth):\n    return float(solution_str == ground_truth)"
     with WorkerReward("mine", write_file(text), PATIENT) as function:
-        assert function.taken_for.startswith("reward mine (mine.py) has verl's form: compute_score(")
+        assert function.taken_for.startswith("reward mine (mine.py) has the form of verl: compute_score(")
         assert function(**arguments(["42", "41"], answer=["42", "42"])) == [1.0, 0.0]
