@@ -134,22 +134,23 @@ def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:
     """Yield a trial as lines to print: means of a source, then the first completions part by part."""
     yield from report["told"]
     entries, weights = report["completions"], report["weights"]
+    width = max(map(len, ["reward", *weights]))
     if len(entries) > 1:
         yield f"{len(entries)} completions"
         for name in ["reward", *weights]:
             values = [value for each in entries if (value := _of(each, name)) is not None]
             mean = f"{fmean(values):.4f}" if values else "none"
             missing = f", {len(entries) - len(values)} without" if len(values) < len(entries) else ""
-            yield f"  {name:20} mean {mean}{missing}"
+            yield f"  {name:{width}}  mean {mean}{missing}"
     for each in entries[:show]:
         yield f"{each['place']}: {each['text']}"
         for name, weight in weights.items():
             part = "none" if each["scores"][name] is None else f"{each['scores'][name]:.4f}"
             failed = "  failed" if name in each["failed"] else ""
-            yield f"  {name:20} {part:>9} x {shown_value(weight)}{'  watched' if weight == 0 else ''}{failed}"
+            yield f"  {name:{width}} {part:>9} x {shown_value(weight)}{'  watched' if weight == 0 else ''}{failed}"
         reward = "none" if each["reward"] is None else f"{each['reward']:.4f}"
         gate = f", gate {report['gate']}" if report["gate"] else ""
-        yield f"  {'reward':20} {reward:>9}   ({report['combination']}{gate})"
+        yield f"  {'reward':{width}} {reward:>9}   ({report['combination']}{gate})"
 
 
 def _watched(settings: TrialSettings) -> list[str]:

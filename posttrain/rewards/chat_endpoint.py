@@ -88,7 +88,7 @@ def chat(messages: Sequence[Message], options: JudgeOptions, pause: Callable[[fl
     seconds = FIRST_PAUSE
     for attempt in range(options.max_retries + 1):
         try:
-            return _read(_post(body, options))
+            return _read(_post(body, options), options)
         except urllib.error.HTTPError as error:
             with error:
                 said = _quoted(_some(error), options)
@@ -99,7 +99,8 @@ def chat(messages: Sequence[Message], options: JudgeOptions, pause: Callable[[fl
             why = f"was answered {error.code}"
             wait = _retry_after(error.headers.get("Retry-After")) or seconds
         except (OSError, http.client.HTTPException) as error:
-            why, wait = f"had no answer: {_quoted(str(error) or type(error).__name__, options)}", seconds
+            cause = str(getattr(error, "reason", error)) or type(error).__name__
+            why, wait = f"had no answer: {_quoted(cause, options)}", seconds
         if attempt == options.max_retries or pause(min(wait, LONGEST_PAUSE)):
             break
         seconds = min(2 * seconds, LONGEST_PAUSE)
@@ -127,14 +128,14 @@ def _post(body: bytes, options: JudgeOptions) -> bytes:
     return content
 
 
-def _read(content: bytes) -> Reply:
+def _read(content: bytes, options: JudgeOptions) -> Reply:
     try:
         answer = json.loads(content)
         text = answer["choices"][0]["message"]["content"]
         usage = answer.get("usage") or {}
         tokens = int(usage.get("total_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise Unanswered(f"was answered with what is no chat completion: {_shown(content)}") from None
+        raise Unanswered(f"was answered with what is no chat completion: {_quoted(content, options)}") from None
     if not isinstance(text, str):
         raise Unanswered("was answered without a text")
     return Reply(text, tokens)
@@ -156,19 +157,15 @@ def _retry_after(header: str | None) -> float | None:
 
 def _some(error: urllib.error.HTTPError) -> bytes:
     try:
-        return error.read(4 * SHOWN_CHARACTERS)
+        return error.read(MAX_REPLY_BYTES)
     except (OSError, http.client.HTTPException):
         return b""
 
 
 def _quoted(said: bytes | str, options: JudgeOptions) -> str:
-    """Return what a server said, without the key that it may have repeated."""
-    text = _shown(said)
-    key = os.environ.get(options.api_key_env, "") if options.api_key_env else ""
-    return text.replace(key, "[key]") if key else text
-
-
-def _shown(said: bytes | str) -> str:
+    """Return the beginning of what a server said, without the key that it may have repeated."""
     text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    if options.api_key_env and (key := os.environ.get(options.api_key_env, "").strip()):
+        text = text.replace(key, "[key]")
     text = " ".join(text.split())
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

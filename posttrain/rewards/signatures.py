@@ -24,9 +24,7 @@ FORMS = {
     "OpenRLHF": "reward_func(queries, prompts, labels, **kwargs) -> scores, or {'rewards': scores}",
     "verifiers": "fn(completion, answer, prompt, state, info, task) -> score; any of these, in any order",
 }
-VERL = {"data_source", "solution_str", "ground_truth", "extra_info"}
 VERIFIERS = {"prompt", "completion", "answer", "state", "info", "task"}
-OPENRLHF = {"queries", "prompts", "labels"}
 SUPPLIED = {"prompts", "completions", "completion_ids", "truncated", "prompt_id"}  # with every row
 GOLD = ("ground_truth", *GOLD_COLUMNS, "label", "labels")
 TRAINER_ONLY = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}

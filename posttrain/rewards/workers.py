@@ -67,7 +67,7 @@ class WorkerReward:
     def taken_for(self) -> str:
         """In words, which trainer's form the function was found to have."""
         place = Path(self._file).name if self._file else "built in"
-        return f"reward {self._name} ({place}) has {self.form}'s form: {FORMS[self.form]}"
+        return f"reward {self._name} ({place}) has the form of {self.form}: {FORMS[self.form]}"
 
     def __call__(self, **arguments: list[Any]) -> list[float | Failed | None]:
         """Return a score for each completion, None where it has none, Failed where the function failed on it."""

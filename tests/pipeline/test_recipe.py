@@ -236,6 +236,7 @@ def test_what_sets_only_memory_or_speed_is_not_frozen(tmp_path):
         return frozen_settings(load(tmp_path, DEMO, *flags).stages[3])
 
     assert grpo("--stage.grpo.max_tokens_per_micro_batch", "8", "--stage.grpo.engine.max_sequences", "2") == grpo()
+    assert grpo("--stage.grpo.reward_workers.deadline", "1.0") == grpo()
     assert grpo("--stage.grpo.kl_coef", "0.5") != grpo()
     assert grpo("--stage.grpo.rewards.r1_zero", "0.5") != grpo()
 
