@@ -22,6 +22,7 @@ from posttrain.settings import (
     PolicyStageSettings,
     PpoSettings,
     PretrainSettings,
+    RewardSettings,
     RowStageSettings,
     StageSettings,
 )
@@ -49,7 +50,7 @@ def data_files(data: DataSettings) -> list[Path]:
 
 
 def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dict[str, str]:
-    """Return a hash for each input: data, model, reward model, critic and chat template.
+    """Return a hash for each input: data, model, reward model, reward file, critic and chat template.
 
     `filled` are the dotted settings that earlier stages fill: what these name is not there yet. Raises ModelError or
     DataError where one is missing.
@@ -65,6 +66,8 @@ def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dic
     if isinstance(settings, PolicyStageSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
+    if isinstance(settings, RewardSettings) and settings.reward_file is not None:
+        hashes["reward_file"] = hash_file(Path(settings.reward_file)).sha256
     if isinstance(settings, PpoSettings) and (name := settings.critic.name_or_path) is not None:
         critic = model_hash(ModelSettings(name_or_path=name))
         hashes |= {} if critic is None else {"critic": critic}

@@ -33,6 +33,16 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "rollout_trees_saved",
     "allow_weak_reward_model",
     "gold_reward",
+    "reward_workers.deadline",
+    "reward_workers.processes",
+    "reward_workers.max_subprocesses",
+    "reward_workers.memory_gb",
+    "reward_options.judge.api_key_env",
+    "reward_options.judge.max_calls",
+    "reward_options.judge.max_total_tokens",
+    "reward_options.judge.timeout",
+    "reward_options.judge.max_retries",
+    "reward_options.judge.concurrency",
     "engine.max_sequences",
     "model.device",
     "model.gradient_checkpointing",
@@ -158,8 +168,11 @@ def frozen_settings(stage: Stage) -> dict[str, Any]:
     """Return what must not change between two parts of a run, as plain JSON."""
     content = stage.settings.model_dump(mode="json")
     for dotted in FREE_FIELDS:
-        table, _, field = dotted.rpartition(".")
-        (content.get(table, {}) if table else content).pop(field, None)
+        *tables, field = dotted.split(".")
+        table = content
+        for name in tables:
+            table = table.get(name, {})
+        table.pop(field, None)
     if stage.init_from:
         content["model"]["name_or_path"] = None
     return {"type": stage.type, "init_from": stage.init_from, "settings": content}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.records import StopReason
-from posttrain.rewards.answered import FORMS
+from posttrain.rewards.grades import GRADES
 from posttrain.runs.rollout_files import read_rollouts
 
 Row = dict[str, Any]
@@ -21,7 +21,7 @@ TOKENS = ("completion_ids", "engine_logprobs", "messages")  # columns that are n
 
 def _right(row: Row) -> bool | None:
     """Return whether the first reward that gives 1 for a right answer gave it; None without one, or without a gold."""
-    score = next((row[f"rewards/{name}"] for name in FORMS if f"rewards/{name}" in row), None)
+    score = next((row[f"rewards/{name}"] for name in GRADES if f"rewards/{name}" in row), None)
     return None if score is None else score == 1
 
 

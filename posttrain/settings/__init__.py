@@ -6,6 +6,7 @@ fields computed at run time. The machinery (files, overrides, errors) is in `con
 
 from posttrain.settings.base import Settings
 from posttrain.settings.parts import DataSettings, EngineSettings, FilterSettings, ModelSettings, SamplingSettings
+from posttrain.settings.rewards import JudgeOptions, RewardOptions, RewardSettings, RewardWorkerSettings
 from posttrain.settings.stages import (
     AdaptiveKlSettings,
     CompareSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "EvalSettings",
     "FilterSettings",
     "GrpoSettings",
+    "JudgeOptions",
     "ModelSettings",
     "ModelStageSettings",
     "OptimizedStageSettings",
@@ -42,6 +44,9 @@ __all__ = [
     "PolicyStageSettings",
     "PpoSettings",
     "PretrainSettings",
+    "RewardOptions",
+    "RewardSettings",
+    "RewardWorkerSettings",
     "RmSettings",
     "RowStageSettings",
     "SamplingSettings",

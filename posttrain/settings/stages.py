@@ -9,6 +9,7 @@ from pydantic import Field
 
 from posttrain.settings.base import Count, Fraction, NonNegative, Positive, Settings
 from posttrain.settings.parts import DataSettings, EngineSettings, ModelSettings, SamplingSettings
+from posttrain.settings.rewards import RewardSettings
 
 
 class StageSettings(Settings):
@@ -135,16 +136,14 @@ class DpoSettings(RowStageSettings):
     """Directory where the reference's log-probs are kept, computed once before training; None computes each step's."""
 
 
-class PolicyStageSettings(OptimizedStageSettings):
+class PolicyStageSettings(OptimizedStageSettings, RewardSettings):
     """What every stage has that learns from the scores of its own completions."""
 
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
-    rewards: dict[str, float] = {"r1_zero": 1.0}
-    """Reward functions and their weights; a weight of 0 only watches. reward_model is the score of a reward model."""
     gold_reward: str | None = None
-    """The reward among them that says the truth, for the health checks; None: a graded one with the weight 0."""
+    """The reward among them that says the truth, for the health checks; None: one that grades, with the weight 0."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
     allow_weak_reward_model: bool = False

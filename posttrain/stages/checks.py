@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from posttrain.data.rows import Kind
 from posttrain.errors import ConfigError
 from posttrain.nano.corpus import PARTS
-from posttrain.rewards import REWARD_MODEL, REWARDS
-from posttrain.rewards.scoring import check_names
+from posttrain.rewards.checks import reward_problems
 from posttrain.settings import (
     DpoSettings,
     EvalSettings,
@@ -52,18 +51,7 @@ def check_settings(settings: StageSettings) -> None:
 
 def policy_problems(settings: PolicyStageSettings, stage: str) -> Iterator[Problem]:
     """Yield settings under which the update would not be the gradient of what was sampled."""
-    try:
-        check_names(settings.rewards, [*REWARDS, REWARD_MODEL])
-    except ConfigError as error:
-        yield "rewards", error
-    if not any(settings.rewards.values()):
-        yield "rewards", ConfigError(f"{stage} needs at least one reward with a weight", fix="--rewards.r1_zero 1.0")
-    if REWARD_MODEL in settings.rewards and settings.reward_model is None:
-        message = f"rewards.{REWARD_MODEL} is the score of a reward model, and reward_model names none"
-        yield f"rewards.{REWARD_MODEL}", ConfigError(message, fix="--reward_model runs/rm/rm/artifact")
-    if REWARD_MODEL not in settings.rewards and settings.reward_model is not None:
-        message = f"reward_model is named, and its reward has no weight among {', '.join(settings.rewards)}"
-        yield "reward_model", ConfigError(message, fix=f"--rewards.{REWARD_MODEL} 1.0")
+    yield from reward_problems(settings)
     if settings.gold_reward is not None and settings.gold_reward not in settings.rewards:
         message = f"gold_reward = {settings.gold_reward} is none of the rewards: {', '.join(settings.rewards)}"
         yield "gold_reward", ConfigError(message, fix=f"--rewards.{settings.gold_reward} 0.0")

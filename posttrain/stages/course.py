@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.evals.splits import Split, find_split, rose
-from posttrain.rewards import GOLD_REWARDS
-from posttrain.rewards.answered import FORMS
+from posttrain.rewards.grades import GRADES
 from posttrain.runs.findings import RolloutPlace
 from posttrain.settings import GrpoSettings, PpoSettings
 
@@ -54,16 +53,16 @@ class Course:
 
     @cached_property
     def gold(self) -> str | None:
-        """The reward that says the truth: the one that the settings name, or a graded one that is only watched."""
+        """The reward that says the truth: the one that the settings name, or one that grades and is only watched."""
         if self.settings.gold_reward is not None:
             return self.settings.gold_reward
         watched = (name for name, weight in self.settings.rewards.items() if weight == 0)
-        return next((name for name in watched if name in GOLD_REWARDS), None)
+        return next((name for name in watched if name in GRADES), None)
 
     @cached_property
     def graded(self) -> str | None:
         """The reward that says the truth, trained on or not."""
-        return self.gold or next((name for name in self.settings.rewards if name in GOLD_REWARDS), None)
+        return self.gold or next((name for name in self.settings.rewards if name in GRADES), None)
 
     def rose(self, metric: str) -> bool:
         """Whether a metric is higher now than in the first steps, beyond the noise from step to step."""
@@ -79,10 +78,27 @@ class Course:
             truth[kept],
             proxy_spread=proxy_spread,
             gold_spread=float(spreads.mean()) if len(spreads) else 0.0,
-            ceiling=1.0 if gold in FORMS else None,
+            ceiling=1.0 if gold in GRADES else None,
             known=self.holds(check),
         )
         return None if found is None else found._replace(at=int(self.rows[kept[found.at]]["step"]))
+
+    def proxy(self) -> np.ndarray:
+        """Return what is trained on: the reward, or the parts' weighted sum where each is normalised in its group."""
+        if self.settings.reward_combination != "normalized_sum":
+            return self.values("reward")
+        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
+        return np.sum([weight * self.values(f"rewards/{name}/mean") for name, weight in weights.items()], axis=0)
+
+    def proxy_spread(self) -> float:
+        """Return the deviation of that among the completions of a step, in the first steps."""
+        if self.settings.reward_combination != "normalized_sum":
+            return self.first("reward_std", min(LONG, len(self.rows)))
+        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
+        stds = [
+            weight * self.first(f"rewards/{name}/std", min(LONG, len(self.rows))) for name, weight in weights.items()
+        ]
+        return float(np.linalg.norm(stds))
 
     def by_reward(self) -> list[Row]:
         """Return this step's rollouts, the highest reward first, without those that have none."""

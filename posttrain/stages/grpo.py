@@ -44,55 +44,55 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     """Train a policy on its own scored completions and publish it as the run's artifact."""
     check_settings(settings)
     rows = prompt_rows(settings, "grpo")
-    functions = reward_functions(settings, run.event)
-    loaded = load_model(settings.model, seed=settings.seed)
-    prompts, dropped = render_prompts(rows, loaded, settings)
-    loader = Loader(list(prompts), settings.seed)
-    updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
-    forward = partial(completion_logprobs, temperature=settings.sampling.temperature)
-    reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
-    if run.checkpoint:
-        updater.restore(run.checkpoint)
-        loader.restore(run.checkpoint.state["loader"])
-    watch_health(settings, run)
-    engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
-    for step in run.steps(settings.max_steps):
-        before = {"loader": loader.state()}
-        batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
-        with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
-            engine.load_weights(loaded.model)
-            completions = sample_completions(
-                engine,
-                batch,
-                settings.sampling,
-                num_samples=settings.num_generations,
-                seed=settings.seed,
-                step=step,
+    with reward_functions(settings, rows, run) as functions:
+        loaded = load_model(settings.model, seed=settings.seed)
+        prompts, dropped = render_prompts(rows, loaded, settings)
+        loader = Loader(list(prompts), settings.seed)
+        updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
+        forward = partial(completion_logprobs, temperature=settings.sampling.temperature)
+        reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
+        if run.checkpoint:
+            updater.restore(run.checkpoint)
+            loader.restore(run.checkpoint.state["loader"])
+        watch_health(settings, run)
+        engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+        for step in run.steps(settings.max_steps):
+            before = {"loader": loader.state()}
+            batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
+            with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
+                engine.load_weights(loaded.model)
+                completions = sample_completions(
+                    engine,
+                    batch,
+                    settings.sampling,
+                    num_samples=settings.num_generations,
+                    seed=settings.seed,
+                    step=step,
+                )
+            with run.phase("score"), saving_on_stop(run, step - 1, partial(updater.state, before)):
+                trees = score_completions(batch, completions, settings, functions, policy_version=step - 1)
+                rewards = reward_table(trees)  # (P, G)
+                advantages = group_advantages(
+                    rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
+                )  # (P, G)
+            with run.phase("update"):
+                data = policy_data(trees, advantages, loaded, reference_policy, settings)
+                metrics = [
+                    updater.update(data.trees, data.loss_share(settings), forward=forward)
+                    for _ in range(settings.num_iterations)
+                ]
+            run.log(
+                step,
+                rollout_metrics(trees)
+                | signal_metrics(rewards, settings)
+                | {"epoch": loader.epoch}
+                | metrics_of_updates(metrics),
+                rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
             )
-        with run.phase("score"):
-            trees = score_completions(batch, completions, settings.rewards, functions, policy_version=step - 1)
-            rewards = reward_table(trees)  # (P, G)
-            advantages = group_advantages(
-                rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
-            )  # (P, G)
-        with run.phase("update"):
-            data = policy_data(trees, advantages, loaded, reference_policy, settings)
-            metrics = [
-                updater.update(data.trees, data.loss_share(settings), forward=forward)
-                for _ in range(settings.num_iterations)
-            ]
-        run.log(
-            step,
-            rollout_metrics(trees)
-            | signal_metrics(rewards, settings)
-            | {"epoch": loader.epoch}
-            | metrics_of_updates(metrics),
-            rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
-        )
-        run.save(step, lambda: updater.state({"loader": loader.state()}))
-    engine.close()
-    run.publish_artifact(lambda directory: save_model(loaded, directory))
-    run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
+            run.save(step, lambda: updater.state({"loader": loader.state()}))
+        engine.close()
+        run.publish_artifact(lambda directory: save_model(loaded, directory))
+        run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +191,12 @@ def policy_data(
 
 
 def signal_metrics(rewards: Tensor, settings: GrpoSettings) -> dict[str, float]:
-    """Return what the groups of rewards `(P, G)` teach; a reward model's scores have no line from which they solve."""
+    """Return what the groups of rewards `(P, G)` teach.
+
+    A reward model's scores, and rewards that were normalised, have no line from which they solve.
+    """
     signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
     metrics: dict[str, float] = {"groups/mixed": signal.mixed, "frac_reward_zero_std": signal.frac_reward_zero_std}
-    if settings.rewards.get(REWARD_MODEL):
+    if settings.rewards.get(REWARD_MODEL) or settings.reward_combination == "normalized_sum":
         return metrics
     return {"groups/solved": signal.solved, "groups/failed": signal.failed, **metrics}

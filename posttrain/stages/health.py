@@ -88,8 +88,7 @@ def proxy_gold_split(course: Course, name: str) -> Finding | None:
     gold = course.gold
     if gold is None:
         return None
-    spread = course.first("reward_std", min(LONG, len(course.rows)))
-    split = course.split(course.values("reward"), gold, proxy_spread=spread, check=name)
+    split = course.split(course.proxy(), gold, proxy_spread=course.proxy_spread(), check=name)
     if split is None:
         return None
     text = (
@@ -181,7 +180,7 @@ def dominant_part(course: Course, name: str) -> Finding | None:
     weights = {part: abs(weight) for part, weight in course.settings.rewards.items() if weight}
     spread = {part: weights[part] * course.now(f"rewards/{part}/std", LONG) for part in weights}
     total = sum(value**2 for value in spread.values())
-    if len(spread) < 2 or not total > 0:
+    if len(spread) < 2 or not total > 0 or course.settings.reward_combination == "normalized_sum":
         return None
     largest = max(spread, key=lambda part: spread[part])
     share = spread[largest] ** 2 / total

@@ -27,7 +27,7 @@ from posttrain.seeds import derive_seed
 from posttrain.settings import PpoSettings
 from posttrain.stages.actor_critic import ActorCritic, Estimates, MiniBatch, Rollouts
 from posttrain.stages.checks import check_settings
-from posttrain.stages.critic import Critic, evaluate_values, make_critic
+from posttrain.stages.critic import Critic, evaluate_both, make_critic
 from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import evaluate_logprobs, metrics_of_updates
 from posttrain.stages.reference import Reference
@@ -48,57 +48,54 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
     """Train a policy and its critic on the policy's own scored completions, and publish both as the run's artifact."""
     check_settings(settings)
     rows = prompt_rows(settings, "ppo")
-    functions = reward_functions(settings, run.event)
-    loaded = load_model(settings.model, seed=settings.seed)
-    prompts, dropped = render_prompts(rows, loaded, settings)
-    loader = Loader(list(prompts), settings.seed)
-    critic = make_critic(loaded, settings)
-    learner = ActorCritic(loaded, critic, settings)
-    reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
-    controller = KlController(settings.kl_coef, settings.adaptive_kl.target, settings.adaptive_kl.horizon)
-    moments = RunningMoments()
-    if run.checkpoint:
-        state = run.checkpoint.state
-        learner.restore(run.checkpoint)
-        loader.restore(state["loader"])
-        controller, moments = KlController(**state["controller"]), RunningMoments(**state["moments"])
-    watch_health(settings, run)
-    engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
-    for step in run.steps(settings.max_steps):
-        before = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
-        batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
-        with run.phase("generate"), saving_on_stop(run, step - 1, partial(learner.state, before)):
-            engine.load_weights(loaded.model)
-            completions = sample_completions(
-                engine,
-                batch,
-                settings.sampling,
-                num_samples=settings.num_generations,
-                seed=settings.seed,
-                step=step,
-            )
-        with run.phase("score"):
-            trees = score_completions(batch, completions, settings.rewards, functions, policy_version=step - 1)
-            scores, moments = shaped_scores(trees, settings, moments)  # (B,)
-        with run.phase("evaluate"):
-            rollouts = evaluate_rollouts(trees, loaded, reference_policy, critic, settings)
-            estimates = estimate(rollouts, scores, settings, kl_coef=controller.coef)
-        with run.phase("update"):
-            updates = update(learner, rollouts, estimates, settings, step)
-        metrics = rollout_metrics(trees) | estimate_metrics(rollouts, scores, estimates, kl_coef=controller.coef)
-        run.log(
-            step,
-            metrics | {"epoch": loader.epoch, "updates": len(updates)} | metrics_of_updates(updates),
-            rollouts=rollout_rows(
-                step, trees, mean_advantages(rollouts, estimates, trees), trees_with_tokens=settings.rollout_trees_saved
-            ),
-        )
-        controller = controller.after(metrics.get(f"kl/{settings.adaptive_kl.scale}", 0.0), len(rollouts.mask))
-        after = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
-        run.save(step, partial(learner.state, after))
-    engine.close()
-    run.publish_artifact(partial(save_both, loaded, critic))
-    run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
+    with reward_functions(settings, rows, run) as functions:
+        loaded = load_model(settings.model, seed=settings.seed)
+        prompts, dropped = render_prompts(rows, loaded, settings)
+        loader = Loader(list(prompts), settings.seed)
+        critic = make_critic(loaded, settings)
+        learner = ActorCritic(loaded, critic, settings)
+        reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
+        controller = KlController(settings.kl_coef, settings.adaptive_kl.target, settings.adaptive_kl.horizon)
+        moments = RunningMoments()
+        if run.checkpoint:
+            state = run.checkpoint.state
+            learner.restore(run.checkpoint)
+            loader.restore(state["loader"])
+            controller, moments = KlController(**state["controller"]), RunningMoments(**state["moments"])
+        watch_health(settings, run)
+        engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+        for step in run.steps(settings.max_steps):
+            before = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
+            batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
+            with run.phase("generate"), saving_on_stop(run, step - 1, partial(learner.state, before)):
+                engine.load_weights(loaded.model)
+                completions = sample_completions(
+                    engine,
+                    batch,
+                    settings.sampling,
+                    num_samples=settings.num_generations,
+                    seed=settings.seed,
+                    step=step,
+                )
+            with run.phase("score"), saving_on_stop(run, step - 1, partial(learner.state, before)):
+                trees = score_completions(batch, completions, settings, functions, policy_version=step - 1)
+                scores, moments = shaped_scores(trees, settings, moments)  # (B,)
+            with run.phase("evaluate"):
+                rollouts = evaluate_rollouts(trees, loaded, reference_policy, critic, settings)
+                estimates = estimate(rollouts, scores, settings, kl_coef=controller.coef)
+            with run.phase("update"):
+                updates = update(learner, rollouts, estimates, settings, step)
+            metrics = rollout_metrics(trees) | estimate_metrics(rollouts, scores, estimates, kl_coef=controller.coef)
+            metrics |= {"epoch": loader.epoch, "updates": len(updates)} | metrics_of_updates(updates)
+            of_trees = mean_advantages(rollouts, estimates, trees)  # (P, G)
+            rows_of_step = rollout_rows(step, trees, of_trees, trees_with_tokens=settings.rollout_trees_saved)
+            run.log(step, metrics, rollouts=rows_of_step)
+            controller = controller.after(metrics.get(f"kl/{settings.adaptive_kl.scale}", 0.0), len(rollouts.mask))
+            after = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
+            run.save(step, partial(learner.state, after))
+        engine.close()
+        run.publish_artifact(partial(save_both, loaded, critic))
+        run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
 
 
 def save_both(policy: LoadedModel, critic: Critic, directory: Path) -> None:
@@ -141,7 +138,7 @@ def evaluate_rollouts(
     branches = [branch for tree in token_trees for branch in tree.branches]
     of_engine = [rollout.completion.engine_logprobs for tree in trees for rollout in tree.rollouts]
     truncated = [r.completion.stop_reason is StopReason.LENGTH for tree in trees for r in tree.rollouts]
-    values, final_values = evaluate_values(critic, token_trees, budget)
+    logprobs, values, final_values = evaluate_both(loaded, critic, token_trees, budget, temperature=temperature)
     ref_logprobs = None
     if reference_policy is not None:
         with reference_policy.active() as frozen:
@@ -150,9 +147,9 @@ def evaluate_rollouts(
         trees=token_trees,
         mask=padded([branch.mask for branch in branches]).bool(),
         engine_logprobs=padded(of_engine),
-        logprobs=padded(evaluate_logprobs(loaded, token_trees, budget, temperature=temperature)),
+        logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        values=pad_sequence(values, batch_first=True),
+        values=values,
         final_values=torch.where(torch.tensor(truncated), final_values, 0.0),
     )
 

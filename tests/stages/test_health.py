@@ -234,6 +234,17 @@ def test_without_a_reward_that_says_the_truth_there_is_no_split() -> None:
     assert list(named) == ["proxy-gold-split"]
 
 
+def test_parts_that_are_normalised_in_their_group_rise_by_themselves() -> None:
+    rows = [{**row, "rewards/reward_model/mean": row["reward"], "reward": 0.0} for row in parted()]
+    assert "proxy-gold-split" not in found(rows, rewards=WATCHED)
+    assert "proxy-gold-split" in found(rows, rewards=WATCHED, reward_combination="normalized_sum")
+    spreads = [{**row, "rewards/reward_model/std": 9.0} for row in rows_of(12)]
+    weights = {"reward_model": 1.0, "format_think_answer": 1.0}
+    spreads = [{**row, "rewards/format_think_answer/std": 0.4} for row in spreads]
+    assert list(found(spreads, rewards=weights)) == ["dominant-part"]
+    assert found(spreads, rewards=weights, reward_combination="normalized_sum") == {}
+
+
 def test_a_step_whose_truth_is_unknown_is_passed_over() -> None:
     rows = parted()
     rows[25]["rewards/r1_zero/mean"] = float("nan")

@@ -1,6 +1,6 @@
 import pytest
 
-from posttrain.rewards.answered import FORMS, answer_form, has_answer
+from posttrain.rewards.grades import FORMS, answer_form, has_answer
 
 
 @pytest.mark.parametrize(
