@@ -26,6 +26,7 @@ _TELLING = (
     "accuracy",
     "loss",
     "kl",
+    "kl/sequence",
     "entropy",
     "completions/mean_length",
     "completions/clipped_ratio",
