@@ -19,6 +19,7 @@ from posttrain import __version__
 from posttrain.cli.data import data_app
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
 from posttrain.cli.rewards import rewards_app
+from posttrain.cli.rollouts import rollouts
 from posttrain.cli.scoring import score
 from posttrain.errors import ConfigError, PosttrainError
 
@@ -224,6 +225,7 @@ def generate(
 app.command(data_app)
 app.command(rewards_app)
 app.command(score)
+app.command(rollouts)
 
 
 @app.command

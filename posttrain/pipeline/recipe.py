@@ -32,6 +32,7 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "save_total_limit",
     "rollout_trees_saved",
     "allow_weak_reward_model",
+    "gold_reward",
     "reward_workers.deadline",
     "reward_workers.processes",
     "reward_workers.max_subprocesses",

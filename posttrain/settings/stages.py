@@ -142,6 +142,8 @@ class PolicyStageSettings(OptimizedStageSettings, RewardSettings):
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
+    gold_reward: str | None = None
+    """The reward among them that says the truth, for the health checks; None: one that grades, with the weight 0."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
     allow_weak_reward_model: bool = False

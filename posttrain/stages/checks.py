@@ -52,6 +52,9 @@ def check_settings(settings: StageSettings) -> None:
 def policy_problems(settings: PolicyStageSettings, stage: str) -> Iterator[Problem]:
     """Yield settings under which the update would not be the gradient of what was sampled."""
     yield from reward_problems(settings)
+    if settings.gold_reward is not None and settings.gold_reward not in settings.rewards:
+        message = f"gold_reward = {settings.gold_reward} is none of the rewards: {', '.join(settings.rewards)}"
+        yield "gold_reward", ConfigError(message, fix=f"--rewards.{settings.gold_reward} 0.0")
     sampling = settings.sampling
     if sampling.temperature == 0:
         yield (

@@ -7,19 +7,27 @@ first values are near 0.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
 from posttrain.data.trees import TreeBatch
 from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel, load_model, save_model
-from posttrain.models.logprobs import Model, plain_model
+from posttrain.models.logprobs import Model, completion_logprobs, plain_model
 from posttrain.models.lora import CRITIC_ADAPTER, add_critic_adapter, critic_active
-from posttrain.models.values import TokenValues, completion_values, make_value_head, save_value_head
+from posttrain.models.values import (
+    TokenValues,
+    completion_values,
+    logprobs_and_values,
+    make_value_head,
+    save_value_head,
+)
 from posttrain.records import TokenTree
 from posttrain.settings import PpoSettings
 from posttrain.stages.optimize import forward_all
@@ -100,13 +108,28 @@ def freeze_vocabulary_head(loaded: LoadedModel) -> None:
 
 
 @torch.no_grad()
-def evaluate_values(critic: Critic, trees: Sequence[TokenTree], max_tokens: int) -> tuple[list[Tensor], Tensor]:
-    """Return the values of every branch's tokens, branch by branch, and those after the last `(B,)`; on the CPU."""
-    rows: list[Tensor] = []
-    final: list[Tensor] = []
-    with critic.active():
-        for _, batch, found in forward_all(critic.loaded, trees, max_tokens, critic.forward):
-            lengths = [length for _, length in batch.branch_spans]
-            rows.extend(row[:length] for row, length in zip(found.values.cpu(), lengths, strict=True))
-            final.append(found.final.cpu())
-    return rows, torch.cat(final)
+def evaluate_both(
+    policy: LoadedModel, critic: Critic, trees: Sequence[TokenTree], max_tokens: int, *, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probs `(B, T)`, values `(B, T)` and the values after the last tokens `(B,)` of all branches.
+
+    On the CPU, 0 on padding; of one pass where the two share their model.
+    """
+    if critic.kind == "shared":
+        both = partial(logprobs_and_values, head=critic.head, temperature=temperature)
+        outputs = list(forward_all(policy, trees, max_tokens, both))
+        of_policy = [tokens.logprobs for _, _, (tokens, _) in outputs]
+        of_critic = [values for _, _, (_, values) in outputs]
+    else:
+        forward = partial(completion_logprobs, temperature=temperature)
+        of_policy = [tokens.logprobs for _, _, tokens in forward_all(policy, trees, max_tokens, forward)]
+        with critic.active():
+            of_critic = [values for _, _, values in forward_all(critic.loaded, trees, max_tokens, critic.forward)]
+    final = torch.cat([values.final.cpu() for values in of_critic])
+    return _joined(of_policy), _joined([values.values for values in of_critic]), final
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all micro-batches `(b, t)`, padded to the longest, on the CPU."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part.cpu(), (0, width - part.shape[1])) for part in parts])

@@ -23,6 +23,7 @@ from posttrain.rewards import REWARD_MODEL
 from posttrain.runs.directory import StageRun
 from posttrain.settings import GrpoSettings
 from posttrain.stages.checks import check_settings
+from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, metrics_of_updates, trained_tokens
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
@@ -53,6 +54,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
         if run.checkpoint:
             updater.restore(run.checkpoint)
             loader.restore(run.checkpoint.state["loader"])
+        watch_health(settings, run)
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
         for step in run.steps(settings.max_steps):
             before = {"loader": loader.state()}

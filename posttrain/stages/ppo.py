@@ -27,7 +27,8 @@ from posttrain.seeds import derive_seed
 from posttrain.settings import PpoSettings
 from posttrain.stages.actor_critic import ActorCritic, Estimates, MiniBatch, Rollouts
 from posttrain.stages.checks import check_settings
-from posttrain.stages.critic import Critic, evaluate_values, make_critic
+from posttrain.stages.critic import Critic, evaluate_both, make_critic
+from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import evaluate_logprobs, metrics_of_updates
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
@@ -61,6 +62,7 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
             learner.restore(run.checkpoint)
             loader.restore(state["loader"])
             controller, moments = KlController(**state["controller"]), RunningMoments(**state["moments"])
+        watch_health(settings, run)
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
         for step in run.steps(settings.max_steps):
             before = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
@@ -136,7 +138,7 @@ def evaluate_rollouts(
     branches = [branch for tree in token_trees for branch in tree.branches]
     of_engine = [rollout.completion.engine_logprobs for tree in trees for rollout in tree.rollouts]
     truncated = [r.completion.stop_reason is StopReason.LENGTH for tree in trees for r in tree.rollouts]
-    values, final_values = evaluate_values(critic, token_trees, budget)
+    logprobs, values, final_values = evaluate_both(loaded, critic, token_trees, budget, temperature=temperature)
     ref_logprobs = None
     if reference_policy is not None:
         with reference_policy.active() as frozen:
@@ -145,9 +147,9 @@ def evaluate_rollouts(
         trees=token_trees,
         mask=padded([branch.mask for branch in branches]).bool(),
         engine_logprobs=padded(of_engine),
-        logprobs=padded(evaluate_logprobs(loaded, token_trees, budget, temperature=temperature)),
+        logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        values=pad_sequence(values, batch_first=True),
+        values=values,
         final_values=torch.where(torch.tensor(truncated), final_values, 0.0),
     )
 

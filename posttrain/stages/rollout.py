@@ -20,7 +20,9 @@ from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
 from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
+from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of, open_rewards
+from posttrain.rewards.grades import answer_form, has_answer
 from posttrain.rewards.learned import learned_reward, trust
 from posttrain.rewards.scoring import RewardFunction, require_gold, reward_arguments, score
 from posttrain.runs.directory import StageRun, TrainerState
@@ -169,6 +171,8 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "completions/mean_terminated_length": fmean(finished) if finished else float("nan"),
         "completions/clipped_ratio": 1 - len(finished) / len(rollouts),
     }
+    if (form := answer_form(rollouts[0].scores)) is not None:
+        metrics["completions/answered_ratio"] = fmean(_answered(rollout, form) for rollout in rollouts)
     for name in rollouts[0].scores:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
         metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
@@ -182,6 +186,7 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return a table row for each rollout; the first `trees_with_tokens` trees keep their ids and log-probs."""
     rows = []
+    form = answer_form(trees[0].rollouts[0].scores) if trees else None
     for index, (tree, tree_advantages) in enumerate(zip(trees, advantages.tolist(), strict=True)):
         for sample, (rollout, advantage) in enumerate(zip(tree.rollouts, tree_advantages, strict=True)):
             completion = rollout.completion
@@ -196,6 +201,7 @@ def rollout_rows(
                     "completion": completion.text,
                     "reward": rollout.reward,
                     **{f"rewards/{name}": value for name, value in rollout.scores.items()},
+                    "answered": None if form is None else _answered(rollout, form),
                     "advantage": advantage,
                     "length": len(completion.ids),
                     "stop_reason": completion.stop_reason.value,
@@ -205,6 +211,11 @@ def rollout_rows(
                 }
             )
     return rows
+
+
+def _answered(rollout: Rollout, form: Profile) -> bool:
+    truncated = rollout.completion.stop_reason is StopReason.LENGTH
+    return has_answer(rollout.completion.text, form, truncated=truncated)
 
 
 def _text(prompt: Prompt) -> str:

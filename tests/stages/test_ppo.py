@@ -248,3 +248,10 @@ def test_rollouts_and_metrics_are_on_disk(model_directory: str, run_stage: RunSt
     assert {"time/generate", "time/score", "time/evaluate", "time/update"} <= read_rows(run.path / "metrics.jsonl")[
         0
     ].keys()
+
+
+def test_health_is_looked_at(model_directory: str, run_stage: RunStage) -> None:
+    """A random model hardly ever ends its completions, which five steps show."""
+    settings = ppo_settings(model_directory, lora_r=4, sampling=SamplingSettings(max_completion_length=4))
+    run = run_stage(ppo, settings, "ppo")
+    assert ["truncation" in row["health"] for row in metrics(run)] == [False] * 4 + [True]
