@@ -34,6 +34,8 @@ FOREIGN_KEYS: dict[str, str] = {
     "num_epochs": "it is called num_train_epochs",
     "output_dir": "a run lies in RUNS_DIR/NAME: --runs_dir RUNS_DIR --name NAME",
     "push_to_hub": "a run stays on this machine; its artifact/ has the Hub's layout: hf upload owner/name ARTIFACT",
+    "custom_reward_function": "a file of reward functions is named by reward_file, each function by rewards.NAME = 1.0",
+    "remote_rm_url": "a file of reward functions is named by reward_file; a reward model by reward_model",
     "report_to": "numbers are in metrics.jsonl and events.jsonl of the stage's directory, and are sent nowhere",
     "precompute_ref_log_probs": "name a directory to keep them in: reference_cache",
     "reward_funcs": "rewards is a table of names and weights: rewards.r1_zero = 1.0",

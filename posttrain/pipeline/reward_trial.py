@@ -3,13 +3,16 @@
 Floor 6: the functions of a stage without the stage; loads a tokenizer where lengths are asked for, and no model.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from posttrain.config import field_help
 from posttrain.data.rows import Row
+from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError
 from posttrain.field_types import show as shown_value
 from posttrain.records import Completion, Prompt, StopReason
@@ -90,10 +93,16 @@ def typed(prompt: str, completions: Sequence[str], answer: str | None) -> list[C
 
 
 def from_source(source: str, settings: TrialSettings) -> list[Candidate]:
-    """Return the completions of a file or a run; of rollouts, in their groups."""
+    """Return the completions of a file or a run; of rollouts, with the columns of the rows that they answer."""
     from posttrain.pipeline.scoring import candidates_of
 
-    return [Candidate(each.row, each.side, each.ended) for each in candidates_of(source, settings.data)]
+    columns = _columns_of_run(Path(source))
+    found = []
+    for each in candidates_of(source, settings.data):
+        own = each.row.columns
+        row = replace(each.row, columns={**columns.get(own.get("prompt_id"), {}), **own})
+        found.append(Candidate(row, each.side, each.ended))
+    return found
 
 
 def run_trial(settings: TrialSettings, candidates: Sequence[Candidate], *, model: str) -> dict[str, Any]:
@@ -151,6 +160,15 @@ def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:
         reward = "none" if each["reward"] is None else f"{each['reward']:.4f}"
         gate = f", gate {report['gate']}" if report["gate"] else ""
         yield f"  {'reward':{width}} {reward:>9}   ({report['combination']}{gate})"
+
+
+def _columns_of_run(path: Path) -> dict[Any, Mapping[str, Any]]:
+    """Return the columns of the rows of a stage's directory by their ids; none where it is no such directory."""
+    if not (path / "rollouts").is_dir() or not (path / "settings.json").is_file():
+        return {}
+    content = json.loads((path / "settings.json").read_bytes())
+    rows = load_rows(DataSettings.model_validate(content["data"]), seed=content["seed"])
+    return {row.id: row.columns for row in rows}
 
 
 def _watched(settings: TrialSettings) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from posttrain.errors import ConfigError
 from posttrain.rewards import JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS
-from posttrain.rewards.chat_endpoint import url_problem
 from posttrain.rewards.scoring import check_names
 from posttrain.rewards.texts import SCRIPTS
 from posttrain.rewards.user_files import public_functions
@@ -60,6 +59,8 @@ def options_problems(settings: RewardOptions, names: Sequence[str]) -> Iterator[
     if "format_regex" in names:
         yield from _pattern_problems(settings.format_regex.pattern)
     if JUDGE in names:
+        from posttrain.rewards.chat_endpoint import url_problem  # here, since HTTP is slow to import
+
         if not settings.judge.model:
             message = "the reward judge needs the name of a model"
             yield "judge.model", ConfigError(message, fix="--reward_options.judge.model NAME")
@@ -68,10 +69,10 @@ def options_problems(settings: RewardOptions, names: Sequence[str]) -> Iterator[
 
 
 def judge_calls(settings: PolicyStageSettings) -> int:
-    """Return how many calls the judge takes at most in a whole run."""
+    """Return how many calls the judge takes at most in a whole run, with two at its start to try it."""
     group, judge = getattr(settings, "num_generations", 1), settings.reward_options.judge
     of_group = group if judge.mode == "pointwise" else (2 if group == 2 else 2 * group)
-    return settings.max_steps * settings.prompts_per_step * of_group
+    return 2 + settings.max_steps * settings.prompts_per_step * of_group
 
 
 def _stage(settings: RewardSettings) -> str:

@@ -59,14 +59,14 @@ class Worker:
         Raises RewardError where that cannot be loaded, or is not understood; Lost where the process ends.
         """
         self.close()
-        root = str(Path(posttrain.__file__).parents[1])
+        paths = [str(Path(posttrain.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{posttrain.__name__}.rewards.worker_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**variables, "PYTHONPATH": root, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"},
+            env={**variables, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # a group of its own: Ctrl-C does not reach it, one signal ends all it started
         )
         self._unread = self._said = b""

@@ -3,6 +3,7 @@
 Floor 3. What the function does to its process costs a deadline, never the run.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from posttrain.rewards.failures import Failed
 from posttrain.rewards.signatures import FORMS
 from posttrain.rewards.worker import Hung, Lost, Worker
 from posttrain.settings import RewardWorkerSettings
+
+logger = logging.getLogger(__name__)
 
 SHORTEST_RETRY = 1.0  # seconds that a completion by itself has at least, where the deadline is longer
 MAX_HANGS = 3  # of single completions in one call; the rest of them is then given up
@@ -39,7 +42,7 @@ class WorkerReward:
     ) -> None:
         task = {"name": name, "file": file, "options": options, "memory_gb": settings.memory_gb}
         self._name, self._file, self._deadline = name, file, settings.deadline
-        self._closed = False
+        self._closed = self._told = False
         self._workers = [Worker(task, settings, lambda: self._closed or stopping()) for _ in range(settings.processes)]
         # Its threads live as long as this does: a worker dies with the thread that started it.
         self._threads = ThreadPoolExecutor(settings.processes) if settings.processes > 1 else None
@@ -88,7 +91,7 @@ class WorkerReward:
 
     def _score(self, worker: Worker, arguments: Arguments) -> list[float | Failed | None]:
         count = len(arguments["completions"])
-        values, _ = self._ask(worker, arguments, self._deadline)
+        values, too_long = self._ask(worker, arguments, self._deadline)
         if count == 1 or not all(isinstance(value, Failed) for value in values):
             return values
         seconds = min(self._deadline, max(SHORTEST_RETRY, 2 * self._deadline / count))
@@ -101,6 +104,13 @@ class WorkerReward:
             found, hung = self._ask(worker, one, seconds)
             single += found
             hangs += hung
+        if too_long and not self._told and not any(isinstance(value, Failed) for value in single):
+            logger.warning(
+                "reward %s scored %d completions one by one, since it took longer than %g s for all of them: raise "
+                "reward_workers.deadline",
+                *(self._name, count, self._deadline),
+            )
+            self._told = True
         return single
 
     def _ask(self, worker: Worker, arguments: Arguments, seconds: float) -> tuple[list[float | Failed | None], bool]:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from posttrain.cli import main
+from posttrain.data.sources import load_rows
 from posttrain.rewards import OPTION_REWARDS, REWARDS
+from posttrain.runs.rollout_files import write_rollouts
+from posttrain.settings import DataSettings, GrpoSettings
 from tests.conftest import write_rows
 
 FILE = """
@@ -69,6 +72,25 @@ def test_try_scores_a_file_by_its_prompts_groups_with_the_users_function(
     code, out, _ = call(capsys, "try", source, *flags, "--show", "1")
     assert out.count("(sum)") == 1
     assert "3 completions" in out
+
+
+def test_rollouts_of_a_run_are_scored_with_the_golds_of_its_rows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = GrpoSettings(data=DataSettings(rows=2))
+    rows = load_rows(settings.data, seed=settings.seed)
+    rollout = {"step": 1, "messages": None, "stop_reason": "eos", "policy_version": 0, "reward": 0.0}
+    rollouts = [
+        {**rollout, "prompt_id": row.id, "sample": sample, "prompt": row.prompt, "completion": f"#### {answer}"}
+        for row in rows
+        for sample, answer in enumerate([row.columns["answer"], "no"])
+    ]
+    (tmp_path / "rollouts").mkdir()
+    write_rollouts(tmp_path / "rollouts" / "step-00000001.parquet", rollouts)
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    code, out, err = call(capsys, "try", str(tmp_path), "--rewards.numeric_match", "1.0", "--json")
+    assert code == 0, err
+    assert [each["reward"] for each in json.loads(out)["completions"]] == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_try_says_what_failed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

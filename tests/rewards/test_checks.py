@@ -31,7 +31,7 @@ def found(settings: GrpoSettings | PpoSettings) -> list[tuple[str, str]]:
             "rewards": {"length_band": 1.0},
             "reward_options": RewardOptions.model_validate({"length_band": {"min_length": 9}}),
         },
-        {**JUDGED, "reward_options": RewardOptions(judge=JudgeOptions(model="m", max_calls=6400))},
+        {**JUDGED, "reward_options": RewardOptions(judge=JudgeOptions(model="m", max_calls=6402))},
     ],
 )
 def test_nothing_is_wrong_with(options: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_nothing_is_wrong_with(options: dict[str, Any]) -> None:
         (
             {**JUDGED, "reward_options": {"judge": {"model": "m"}}},
             "reward_options.judge.max_calls",
-            "the judge will be called up to 6400 times, and max_calls = 1000",
+            "the judge will be called up to 6402 times, and max_calls = 1000",
         ),
         ({"rewards": {"reward_model": 1.0}}, "rewards.reward_model", "reward_model names none"),
         ({"reward_model": "runs/rm"}, "reward_model", "its reward has no weight among r1_zero"),
@@ -108,9 +108,9 @@ def test_calls_of_the_judge() -> None:
     steps = {"max_steps": 10, "prompts_per_step": 3, **JUDGED}
     pointwise, pairwise = ({"judge": {"model": "m", "mode": mode}} for mode in ("pointwise", "pairwise"))
     grpo = GrpoSettings.model_validate
-    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pointwise})) == 120
-    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pairwise})) == 240
-    assert judge_calls(grpo({**steps, "num_generations": 2, "reward_options": pairwise})) == 60
+    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pointwise})) == 122
+    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pairwise})) == 242
+    assert judge_calls(grpo({**steps, "num_generations": 2, "reward_options": pairwise})) == 62
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,21 @@ def test_many_hangs_in_one_batch_are_given_up(write_file: Callable[[str], str]) 
         assert all(isinstance(value, Failed) for value in found)
 
 
+def test_a_deadline_that_only_all_together_miss_is_told_once(
+    write_file: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_file(
+        "import time\ndef mine(completions):\n    if len(completions) > 1:\n        time.sleep(60)\n    return [1.0]"
+    )
+    with WorkerReward("mine", file, RewardWorkerSettings(deadline=1.0)) as function:
+        for _ in range(2):
+            assert function(**arguments(["x", "y"])) == [1.0, 1.0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "reward mine scored 2 completions one by one, since it took longer than 1 s for all of them: raise "
+        "reward_workers.deadline"
+    ]
+
+
 def test_user_code_reads_nothing_prints_freely_and_its_forks_stay_silent(write_file: Callable[[str], str]) -> None:
     text = """
 import os, sys

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.algorithms.controllers import KlController, RunningMoments
 from posttrain.errors import ConfigError
 from posttrain.models.values import VALUE_HEAD
+from posttrain.records import Completion, Prompt, Rollout, StopReason, Tree
 from posttrain.rewards import REWARDS
 from posttrain.runs.checkpoint import load_latest
 from posttrain.runs.logs import read_rows
@@ -24,7 +25,7 @@ from posttrain.settings import (
 )
 from posttrain.stages import actor_critic
 from posttrain.stages import ppo as stage
-from posttrain.stages.ppo import ppo
+from posttrain.stages.ppo import ppo, shaped_scores
 from tests.stages.conftest import RunStage, metrics, model_settings, run_whole_and_killed, weights
 
 
@@ -255,3 +256,35 @@ def test_health_is_looked_at(model_directory: str, run_stage: RunStage) -> None:
     settings = ppo_settings(model_directory, lora_r=4, sampling=SamplingSettings(max_completion_length=4))
     run = run_stage(ppo, settings, "ppo")
     assert ["truncation" in row["health"] for row in metrics(run)] == [False] * 4 + [True]
+
+
+def scored_tree(*rewards: tuple[float | None, StopReason]) -> Tree:
+    rollouts = [Rollout(Completion((1,), (0.0,), stop, ""), {}, reward, 0) for reward, stop in rewards]
+    return Tree(Prompt("a", (1,), "a", {}), tuple(rollouts))
+
+
+def test_scores_are_punished_scaled_and_clipped_by_hand() -> None:
+    """1 - 1 for the missing end, 3, nothing, 5: mean 8/3, deviation sqrt(19/3); the one without a reward is 0."""
+    ended, cut = StopReason.EOS, StopReason.LENGTH
+    trees = [scored_tree((1.0, cut), (3.0, ended)), scored_tree((None, ended), (5.0, ended))]
+    options: dict[str, Any] = {"missing_eos_penalty": 1.0}
+    plain, moments = shaped_scores(trees, PpoSettings(**options), RunningMoments())
+    assert plain.tolist() == [0.0, 3.0, 0.0, 5.0]
+    assert (moments.count, moments.mean) == (3, pytest.approx(8 / 3))
+    std = (19 / 3) ** 0.5
+    scaled, _ = shaped_scores(trees, PpoSettings(reward_scaling="std", **options), RunningMoments())
+    assert scaled.tolist() == pytest.approx([0.0, 3 / std, 0.0, 5 / std])
+    standard, _ = shaped_scores(trees, PpoSettings(reward_scaling="standardize", **options), RunningMoments())
+    assert standard.tolist() == pytest.approx([-8 / 3 / std, 1 / 3 / std, 0.0, 7 / 3 / std])
+    clipped, _ = shaped_scores(
+        trees, PpoSettings(reward_scaling="standardize", reward_clip=0.5, **options), RunningMoments()
+    )
+    assert clipped.tolist() == pytest.approx([-0.5, 1 / 3 / std, 0.0, 0.5])
+    _, longer = shaped_scores(trees, PpoSettings(**options), moments)
+    assert longer.count == 6
+
+
+def test_the_critic_has_its_own_learning_rate(model_directory: str, run_stage: RunStage) -> None:
+    settings = ppo_settings(model_directory, lora_r=4, critic=CriticSettings(learning_rate=5e-3), max_steps=1)
+    (row,) = metrics(run_stage(ppo, settings, "ppo"))
+    assert (row["learning_rate"], row["value/learning_rate"]) == (1e-2, 5e-3)

@@ -93,9 +93,9 @@ def plain_step(settings: PpoSettings, rows: list[dict[str, Any]]) -> dict[str, f
     of_policy = torch.autograd.grad(policy_loss, trained, retain_graph=True)
     of_critic = torch.autograd.grad(value_loss, [*trained, *head.parameters()])
     return {
-        "loss": float(policy_loss),
+        "loss": policy_loss.item(),
         "grad_norm": float(torch.nn.utils.get_total_norm(of_policy)),
-        "value/loss": float(value_loss),
+        "value/loss": value_loss.item(),
         "value/grad_norm": float(torch.nn.utils.get_total_norm(of_critic)),
         "returns/mean": sum(value for each in returns for value in each) / len(flat),
         "advantages/std": std,
