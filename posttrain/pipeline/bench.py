@@ -25,6 +25,7 @@ from posttrain.pipeline.measuring import GENERATE, UPDATE, Measurement, measure
 from posttrain.pipeline.recipe import Recipe, Stage, load_recipe
 from posttrain.pipeline.runner import stage_settings
 from posttrain.pipeline.stages import STAGE_TYPES, StageFunction
+from posttrain.rewards import JUDGE
 from posttrain.settings import EvalSettings, ModelSettings, ModelStageSettings, PolicyStageSettings, Settings
 
 BUDGET = 5.0  # seconds of steps in each stage
@@ -112,18 +113,9 @@ def bench(recipe: Recipe, runs_dir: str | Path, *, tell: Callable[[str], None] =
     skipped: list[str] = []
     with _quiet():
         for stage in recipe.stages:
-            if not isinstance(stage.settings, ModelStageSettings):
-                skipped.append(f"{stage.name} ({stage.type}) trains and samples nothing: not measured")
-                continue
-            start = starting_model(recipe, stage, directory)
+            start, reason = _start_of(recipe, stage, directory)
             if start is None:
-                skipped.append(f"{stage.name} was not measured: it starts from a model that is not pre-trained yet")
-                continue
-            missing = [link for link in stage.filled.values() if link.key != "init_from"]
-            missing = [link for link in missing if not (directory / link.stage / "artifact").is_dir()]
-            if missing:
-                what, origin = missing[0].wanted.replace("_", " "), missing[0].stage
-                skipped.append(f"{stage.name} was not measured: it needs the {what} of {origin}, which has not run")
+                skipped.append(reason)
                 continue
             tell(f"measuring {stage.name} ({stage.type}) on {start.name_or_path}")
             try:
@@ -135,6 +127,23 @@ def bench(recipe: Recipe, runs_dir: str | Path, *, tell: Callable[[str], None] =
                 stage.name_in(error)
                 raise
     return Bench(recipe.name, tuple(dict.fromkeys(machines.values())), tuple(stages), tuple(skipped))
+
+
+def _start_of(recipe: Recipe, stage: Stage, directory: Path) -> tuple[ModelSettings | None, str]:
+    """Return the model to measure a stage on; None, with a sentence, where it is not to be measured."""
+    if not isinstance(stage.settings, ModelStageSettings):
+        return None, f"{stage.name} ({stage.type}) trains and samples nothing: not measured"
+    start = starting_model(recipe, stage, directory)
+    if start is None:
+        return None, f"{stage.name} was not measured: it starts from a model that is not pre-trained yet"
+    missing = [link for link in stage.filled.values() if link.key != "init_from"]
+    missing = [link for link in missing if not (directory / link.stage / "artifact").is_dir()]
+    if missing:
+        what, origin = missing[0].wanted.replace("_", " "), missing[0].stage
+        return None, f"{stage.name} was not measured: it needs the {what} of {origin}, which has not run"
+    if isinstance(stage.settings, PolicyStageSettings) and JUDGE in stage.settings.rewards:
+        return None, f"{stage.name} was not measured: each call of its judge would be made, and perhaps paid for"
+    return start, ""
 
 
 def recipe_of_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -179,7 +188,7 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     if shape:
         few = with_value(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
         limit = min(_max_length(settings) or PROBE_LENGTH, PROBE_LENGTH)
-        least = min(shape.smallest, full)
+        least = min(max(shape.smallest, _value(settings, "num_mini_batches") or 1), full)
         smallest = with_value(with_value(few, shape.size, least), "sampling.max_completion_length", limit)
         size = affordable(measure(work, smallest, budget=math.inf, max_steps=1), full, least)
         resized = settings if size == full else with_value(settings, shape.size, size)

@@ -307,3 +307,24 @@ def test_errors_are_those_of_a_run(content, argument, code, expected, tmp_path, 
 def test_an_estimate_is_the_sum_of_its_stages():
     one, two = summary(measurement()), summary(measurement(), larger=2.0)
     assert Bench("r", (MACHINE,), (one, two), ()).seconds == pytest.approx(one.seconds + two.seconds)
+
+
+def test_a_judge_is_not_asked(tmp_path: Path) -> None:
+    path = tmp_path / "judged.toml"
+    judge = '{ model = "m", base_url = "http://127.0.0.1:9" }'
+    path.write_text(
+        f'# A judge.\n[stage.grpo]\ntype = "grpo"\nrewards.judge = 1.0\nreward_options.judge = {judge}\nmax_steps = 1\n'
+    )
+    found = bench(load_recipe(path), tmp_path)
+    assert not found.stages
+    assert found.skipped == ("grpo was not measured: each call of its judge would be made, and perhaps paid for",)
+
+
+def test_ppo_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "ppo.toml"
+    options = "num_ppo_epochs = 2\nnum_mini_batches = 2\nprompts_per_step = 2\nmax_steps = 3\ndata.rows = 20"
+    path.write_text(f'# PPO.\n[stage.ppo]\ntype = "ppo"\n{options}\nsampling.max_completion_length = 8\n')
+    (stage,) = bench(load_recipe(path), tmp_path).stages
+    assert stage.num_steps == 3
+    assert stage.update is not None
+    assert stage.update.tokens_per_second > 0
