@@ -9,9 +9,10 @@ from typing import Any
 from posttrain.errors import RewardError
 from posttrain.records import Message
 from posttrain.rewards.extraction import Profile, has_r1_zero_format
-from posttrain.rewards.math_answers import Verdict, gold_error, grade
+from posttrain.rewards.math_answers import Grade, Policy, Verdict, gold_error, grade
 
 GOLD_COLUMNS = ("answer", "solution")
+LENIENT = Policy(last_number=True)
 
 
 def r1_zero(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -34,6 +35,12 @@ def format_think_answer(prompts: Sequence[Any], completions: Sequence[Any], **co
     return [float(has_r1_zero_format(completion_text(completion))) for completion in completions]
 
 
+def could_not_grade(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the grader gave up on an answer, else 0; with the weight 0 it is counted and never paid."""
+    grades = _grades(completions, columns, "lenient")
+    return [None if grade is None else float(grade.verdict is Verdict.COULD_NOT_GRADE) for grade in grades]
+
+
 def completion_text(completion: str | Sequence[Message]) -> str:
     """Return the text of a completion, which conversational rows hold as messages."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
@@ -51,15 +58,20 @@ def gold_column(columns: Any) -> Sequence[Any]:
 
 
 def _graded(completions: Sequence[Any], columns: Any, profile: Profile) -> list[float | None]:
+    """An answer that the grader gives up on scores 0: None is for golds, which a policy cannot choose."""
+    grades = _grades(completions, columns, profile)
+    return [None if grade is None else float(grade.verdict is Verdict.RIGHT) for grade in grades]
+
+
+def _grades(completions: Sequence[Any], columns: Any, profile: Profile) -> list[Grade | None]:
     truncated = columns.get("truncated", [False] * len(completions))
     return [
-        _score(completion_text(completion), gold, profile, cut_off)
+        _grade(completion_text(completion), gold, profile, cut_off)
         for completion, gold, cut_off in zip(completions, gold_column(columns), truncated, strict=True)
     ]
 
 
-def _score(text: str, gold: Any, profile: Profile, truncated: bool) -> float | None:
-    """An answer that the grader gives up on scores 0: None is for golds, which a policy cannot choose."""
+def _grade(text: str, gold: Any, profile: Profile, truncated: bool) -> Grade | None:
     if gold is None or gold_error(str(gold)) is not None:
         return None
-    return float(grade(text, str(gold), profile=profile, truncated=truncated).verdict is Verdict.RIGHT)
+    return grade(text, str(gold), profile=profile, truncated=truncated, policy=LENIENT)
