@@ -107,6 +107,10 @@ class Bench:
         )
         return row_of(workload, peer, pair, prepared.lengths, self._results.machine["bfloat16_flops"])
 
+    def task(self, side: str, workload: Workload, peer: PeerSettings) -> Task:
+        """Return one side's task with the files that it reads."""
+        return self._task(side, workload, self._prepare(workload), peer)
+
     def _prepare(self, workload: Workload) -> Prepared:
         shape = workload.model_shape
         if shape.name not in self._models:

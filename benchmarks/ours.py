@@ -25,7 +25,16 @@ from posttrain.records import Branch, Completion, Prompt, StopReason, TokenTree
 from posttrain.rewards import REWARDS
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.runs.display import NoDisplay
-from posttrain.settings import DataSettings, EngineSettings, ModelSettings, OptimizedStageSettings, SamplingSettings
+from posttrain.settings import (
+    CriticSettings,
+    DataSettings,
+    EngineSettings,
+    ModelSettings,
+    OptimizedStageSettings,
+    SamplingSettings,
+)
+
+MAX_LENGTH = 4096  # tokens of prompt and completion: longer than any workload's
 
 
 def run(task: Task, channel: Channel) -> None:
@@ -58,23 +67,26 @@ def stage_settings(task: Task) -> OptimizedStageSettings:
     workload = task.workload
     values: dict[str, Any] = {
         "model": _model(task),
-        "data": DataSettings(source=task.rows),
+        "data": DataSettings(source=task.rows, max_length=MAX_LENGTH),
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "max_tokens_per_micro_batch": workload.micro_batch_tokens,
         "max_steps": 10_000,
         "save_steps": 10_000,
     }
-    if workload.kind == "grpo":
+    if workload.kind in ("grpo", "ppo"):
         values |= {
             "prompts_per_step": workload.rows,
             "num_generations": workload.num_samples,
-            "num_iterations": workload.num_iterations,
+            "kl_coef": workload.kl_coef,
+            "num_iterations" if workload.kind == "grpo" else "num_ppo_epochs": workload.num_iterations,
             "rewards": {"varied": 1.0},
             "sampling": SamplingSettings(max_completion_length=workload.max_completion_length),
         }
     else:
         values["rows_per_step"] = workload.rows
+    if workload.kind == "ppo":
+        values["critic"] = CriticSettings.model_validate({"kind": workload.critic})
     settings = STAGE_TYPES[workload.kind].settings(**values)
     assert isinstance(settings, OptimizedStageSettings)
     return settings

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from benchmarks.shapes import SHAPES, Shape
 
-Kind = Literal["sft", "rm", "dpo", "grpo", "generate", "forward_backward"]
+Kind = Literal["sft", "rm", "dpo", "grpo", "ppo", "generate", "forward_backward"]
 SMOL, QWEN = "SmolLM2-135M", "Qwen2.5-0.5B"
 LEARNING_RATE = 1e-5  # of both sides
 GREEDY_TOKENS = 16  # of the step in which both sides' generation is compared
@@ -40,6 +40,8 @@ class Workload:
     prompt_length: int | None = None  # tokens; None takes the rows' own prompts
     vocab: int | None = None  # None takes the shape's
     load_in_4bit: bool = False  # the base, under its adapter
+    kl_coef: float = 0.0  # of the policy stages; above 0 they have a reference
+    critic: str = "auto"  # of ppo: its kind
     micro_batch_tokens: int = 1024  # our token budget of one forward
     repeats: int = 5  # counted steps of each side
     bars: Bars = field(default_factory=Bars)
@@ -164,7 +166,8 @@ CURVES = [
         "grpo by prompt length",
         "tokens of the prompt of 8 completions of 32 tokens",
         _STEP,
-        {length: {"prompt_length": length} for length in (64, 256, 1024, 2048)},
+        # a micro-batch holds the tree, so that its prompt is computed once
+        {size: {"prompt_length": size, "micro_batch_tokens": max(1024, size + 256)} for size in (64, 256, 1024, 2048)},
         slower=True,
     ),
     _curve(

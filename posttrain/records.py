@@ -46,12 +46,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion with its scores; `reward` is their weighted sum, None when it could not be scored."""
+    """A completion with its scores and the reward they make, None when it could not be scored."""
 
     completion: Completion
     scores: Mapping[str, float | None]
     reward: float | None
     policy_version: int
+    failed: tuple[str, ...] = ()  # the scorers that raised, hung or did not answer
 
 
 @dataclass(frozen=True, slots=True)

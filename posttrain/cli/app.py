@@ -18,6 +18,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from posttrain import __version__
 from posttrain.cli.data import data_app
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
+from posttrain.cli.rewards import rewards_app
+from posttrain.cli.rollouts import rollouts
 from posttrain.cli.scoring import score
 from posttrain.errors import ConfigError, PosttrainError
 
@@ -130,6 +132,7 @@ STAGE_HELP = {
     "rm": "Train a reward model on preference pairs, and measure it on held-out ones.",
     "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
     "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
+    "ppo": "Train a model by proximal policy optimisation: a critic, a KL penalty, programs or a reward model.",
     "eval": "Sample a task's held-out problems and grade the answers.",
 }
 for _type_name, _help in STAGE_HELP.items():
@@ -220,7 +223,9 @@ def generate(
 
 
 app.command(data_app)
+app.command(rewards_app)
 app.command(score)
+app.command(rollouts)
 
 
 @app.command

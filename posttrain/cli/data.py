@@ -12,7 +12,9 @@ from posttrain.cli.parsing import JsonFlag, Overrides, data_settings, print_resu
 from posttrain.errors import DataError
 
 data_app = App(name="data", help="Look at rows before a stage does, and make pairs out of a run's completions.")
-Stage = Annotated[Literal["sft", "rm", "dpo", "grpo"], Parameter(help="The stage that is to learn from the rows.")]
+Stage = Annotated[
+    Literal["sft", "rm", "dpo", "grpo", "ppo"], Parameter(help="The stage that is to learn from the rows.")
+]
 
 
 @data_app.command

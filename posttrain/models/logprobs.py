@@ -62,8 +62,14 @@ def completion_logprobs(model: Model, batch: TokenBatch, *, temperature: float =
     The batch is moved to the model's device. Raises ModelError for a tree batch on a model whose attention is its own.
     """
     transformer = plain_model(model)
-    device = transformer.device
-    hidden = batch_hidden_states(transformer, batch)
+    return logprobs_of_hidden(transformer, batch_hidden_states(transformer, batch), batch, temperature=temperature)
+
+
+def logprobs_of_hidden(
+    transformer: PreTrainedModel, hidden: Tensor, batch: TokenBatch, *, temperature: float = 1.0
+) -> TokenLogprobs:
+    """Return the log-probs of a batch's completion tokens from its hidden states `(R * T, E)`."""
+    device = hidden.device
     of_predictors = hidden.index_select(0, batch.predictors.to(device))  # (N, E)
     logprobs, entropy = head_logprobs(transformer, of_predictors, batch.targets.to(device), temperature=temperature)
     where = batch.rows.to(device), batch.columns.to(device)

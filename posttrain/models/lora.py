@@ -22,7 +22,7 @@ from posttrain.models.lora_linear import fuse_adapters
 from posttrain.models.quantized import dense_weight
 from posttrain.settings import ModelSettings
 
-POLICY_ADAPTER, REFERENCE_ADAPTER = "default", "ref"
+POLICY_ADAPTER, REFERENCE_ADAPTER, CRITIC_ADAPTER = "default", "ref", "critic"
 
 
 def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
@@ -92,6 +92,32 @@ def folded_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 def _adapts(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer) and not module.disable_adapters
+
+
+@torch.no_grad()
+def add_critic_adapter(model: PeftModel) -> None:
+    """Put a second trainable adapter on the base, equal to the policy's; the policy's stays the active one."""
+    config = copy.deepcopy(model.peft_config[POLICY_ADAPTER])
+    with torch.random.fork_rng(devices=[]):
+        model.add_adapter(CRITIC_ADAPTER, config)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if f".{CRITIC_ADAPTER}." in name:
+            parameter.copy_(parameters[name.replace(f".{CRITIC_ADAPTER}.", f".{POLICY_ADAPTER}.")])
+    model.set_adapter(POLICY_ADAPTER)
+
+
+@contextmanager
+def critic_active(model: PeftModel) -> Iterator[PeftModel]:
+    """Make the model its critic inside the context: its adapter alone is computed with, and trained.
+
+    Never between a forward and its backward.
+    """
+    model.set_adapter(CRITIC_ADAPTER)
+    try:
+        yield model
+    finally:
+        model.set_adapter(POLICY_ADAPTER)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from posttrain.pipeline.measuring import GENERATE, UPDATE, Measurement, measure
 from posttrain.pipeline.recipe import Recipe, Stage, load_recipe
 from posttrain.pipeline.runner import stage_settings
 from posttrain.pipeline.stages import STAGE_TYPES, StageFunction
-from posttrain.settings import EvalSettings, GrpoSettings, ModelSettings, ModelStageSettings, Settings
+from posttrain.settings import EvalSettings, ModelSettings, ModelStageSettings, PolicyStageSettings, Settings
 
 BUDGET = 5.0  # seconds of steps in each stage
 LENIENCY = 4.0  # a step of many rows takes less than as many steps of one row
@@ -49,6 +49,7 @@ SHAPES = {
     "rm": Shape("rows_per_step"),
     "dpo": Shape("rows_per_step", smallest=2),  # kto compares each row with another
     "grpo": Shape("prompts_per_step", samples="num_generations"),
+    "ppo": Shape("prompts_per_step", samples="num_generations"),
     "eval": Shape("data.rows", samples="num_samples", largest=PROBLEMS_PER_STEP),
 }
 
@@ -230,7 +231,7 @@ def summarise(
     rest = _mean([step.seconds for step in steps]) - generate - update
     sequences = _mean([step.num_sequences for step in steps])
     sampled = _mean([step.num_sequences * step.metrics.get("completions/mean_length", 0.0) for step in steps])
-    updates = _value(settings, "num_iterations") or 1
+    updates = _mean([step.metrics.get("updates", _value(settings, "num_iterations") or 1) for step in steps])
     trained = updates * _mean([step.metrics.get("update/tokens", 0.0) for step in steps])
     kept = 1.0  # with a reference, what has no advantage is trained on as well
     if not _value(settings, "kl_coef"):
@@ -275,7 +276,7 @@ def _measure_within_budget(
 ) -> tuple[Measurement, int]:
     """Return what steps of these settings take, and the tokens at which completions had to be cut, 0 where not."""
     found = measure(work, settings, budget=BUDGET)
-    if found.steps or not isinstance(settings, GrpoSettings | EvalSettings):
+    if found.steps or not isinstance(settings, PolicyStageSettings | EvalSettings):
         return found, 0
     samples = _value(settings, shape.samples) if shape and shape.samples else 1
     waves = math.ceil(size * samples / settings.engine.max_sequences)

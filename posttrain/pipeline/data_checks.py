@@ -24,6 +24,7 @@ STAGE_KINDS: dict[str, tuple[Kind, ...]] = {
     "rm": ("preference",),
     "dpo": ("preference", "unpaired"),
     "grpo": ("prompt",),
+    "ppo": ("prompt",),
 }
 QUANTILES = {"shortest": 0.0, "median": 0.5, "95%": 0.95, "longest": 1.0}
 
@@ -88,7 +89,7 @@ def show_rows(data: DataSettings, *, stage: str, model: str, count: int) -> Iter
 
 
 def _renderer(stage: str, tokenizer: "PreTrainedTokenizerBase") -> Callable[[Row], Prompt | TokenTree]:
-    if stage == "grpo":
+    if stage in ("grpo", "ppo"):
         return lambda row: render_prompt(row, tokenizer)
     if stage == "sft":
         return lambda row: render_training_tree(row, tokenizer)

@@ -17,10 +17,12 @@ from posttrain.runs.durable import hash_file
 from posttrain.settings import (
     DataSettings,
     EvalSettings,
-    GrpoSettings,
     ModelSettings,
     ModelStageSettings,
+    PolicyStageSettings,
+    PpoSettings,
     PretrainSettings,
+    RewardSettings,
     RowStageSettings,
     StageSettings,
 )
@@ -33,7 +35,7 @@ def data_of(settings: StageSettings) -> DataSettings | None:
     """Return where a stage's rows come from; those of an evaluation are its task's. Raises ConfigError for no task."""
     if isinstance(settings, EvalSettings):
         return task_data(find_task(settings.task), settings.data)
-    return settings.data if isinstance(settings, RowStageSettings | GrpoSettings) else None
+    return settings.data if isinstance(settings, RowStageSettings | PolicyStageSettings) else None
 
 
 def data_files(data: DataSettings) -> list[Path]:
@@ -48,7 +50,7 @@ def data_files(data: DataSettings) -> list[Path]:
 
 
 def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dict[str, str]:
-    """Return a hash for each input: data, model, reward model and chat template.
+    """Return a hash for each input: data, model, reward model, reward file, critic and chat template.
 
     `filled` are the dotted settings that earlier stages fill: what these name is not there yet. Raises ModelError or
     DataError where one is missing.
@@ -61,9 +63,14 @@ def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dic
             hashes["model"] = model
         if (template := settings.model.chat_template) and Path(template).is_file():
             hashes["chat_template"] = hash_file(Path(template)).sha256
-    if isinstance(settings, GrpoSettings) and settings.reward_model is not None and "reward_model" not in filled:
+    if isinstance(settings, PolicyStageSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
+    if isinstance(settings, RewardSettings) and settings.reward_file is not None:
+        hashes["reward_file"] = hash_file(Path(settings.reward_file)).sha256
+    if isinstance(settings, PpoSettings) and (name := settings.critic.name_or_path) is not None:
+        critic = model_hash(ModelSettings(name_or_path=name))
+        hashes |= {} if critic is None else {"critic": critic}
     return hashes
 
 

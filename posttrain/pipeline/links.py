@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from posttrain.data.named import SOURCES
 from posttrain.models.files import is_path
 from posttrain.pipeline.stages import Product
-from posttrain.settings import CompareSettings, DpoSettings, GrpoSettings, PairsSettings, RmSettings, StageSettings
+from posttrain.settings import (
+    CompareSettings,
+    DpoSettings,
+    PairsSettings,
+    PolicyStageSettings,
+    RmSettings,
+    StageSettings,
+)
 
 FILLED = {"init_from": "model.name_or_path", "reward_model": "reward_model", "data.source": "data.source"}
 
@@ -32,7 +39,7 @@ def find_links(settings: StageSettings, init_from: str | None, stage_names: Sequ
     """Return the links of a stage among the stages of its recipe; a name that no stage has may be a link too."""
     links = [] if init_from is None else [Link("init_from", init_from, "model")]
     match settings:
-        case GrpoSettings(reward_model=str(name)) if name in stage_names or not ("/" in name or is_path(name)):
+        case PolicyStageSettings(reward_model=str(name)) if name in stage_names or not ("/" in name or is_path(name)):
             links.append(Link("reward_model", name, "reward_model"))
         case RmSettings() | DpoSettings() if settings.data.source in {*stage_names} - {*SOURCES}:
             links.append(Link("data.source", settings.data.source, "pairs"))

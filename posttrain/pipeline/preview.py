@@ -21,8 +21,8 @@ from posttrain.settings import (
     DataSettings,
     DpoSettings,
     EvalSettings,
-    GrpoSettings,
     ModelStageSettings,
+    PolicyStageSettings,
     RmSettings,
     RowStageSettings,
 )
@@ -72,7 +72,7 @@ def _origin(stage: Stage, dotted: str) -> str:
 def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
     """Yield one example as the stage would see it; stages without rows have none."""
     settings = stage_settings(stage, directory)
-    if not isinstance(settings, RowStageSettings | GrpoSettings | EvalSettings):
+    if not isinstance(settings, RowStageSettings | PolicyStageSettings | EvalSettings):
         return
     if (link := stage.filled.get("data.source")) and not (directory / link.stage / "artifact").is_dir():
         yield f"  its rows come from the stage {link.stage}, which has not run"

@@ -16,7 +16,14 @@ from posttrain.errors import ConfigError, PosttrainError
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
-from posttrain.settings import CompareSettings, EvalSettings, ModelStageSettings, Settings, StageSettings
+from posttrain.settings import (
+    CompareSettings,
+    EvalSettings,
+    ModelStageSettings,
+    PpoSettings,
+    Settings,
+    StageSettings,
+)
 
 SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
@@ -25,6 +32,17 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "save_total_limit",
     "rollout_trees_saved",
     "allow_weak_reward_model",
+    "gold_reward",
+    "reward_workers.deadline",
+    "reward_workers.processes",
+    "reward_workers.max_subprocesses",
+    "reward_workers.memory_gb",
+    "reward_options.judge.api_key_env",
+    "reward_options.judge.max_calls",
+    "reward_options.judge.max_total_tokens",
+    "reward_options.judge.timeout",
+    "reward_options.judge.max_retries",
+    "reward_options.judge.concurrency",
     "engine.max_sequences",
     "model.device",
     "model.gradient_checkpointing",
@@ -150,8 +168,11 @@ def frozen_settings(stage: Stage) -> dict[str, Any]:
     """Return what must not change between two parts of a run, as plain JSON."""
     content = stage.settings.model_dump(mode="json")
     for dotted in FREE_FIELDS:
-        table, _, field = dotted.rpartition(".")
-        (content.get(table, {}) if table else content).pop(field, None)
+        *tables, field = dotted.split(".")
+        table = content
+        for name in tables:
+            table = table.get(name, {})
+        table.pop(field, None)
     if stage.init_from:
         content["model"]["name_or_path"] = None
     return {"type": stage.type, "init_from": stage.init_from, "settings": content}
@@ -233,7 +254,10 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
 
 
 def _compares_completions(settings: StageSettings) -> bool:
-    return not isinstance(settings, EvalSettings) or settings.num_samples > 1
+    match settings:
+        case EvalSettings(num_samples=1) | PpoSettings(num_generations=1):
+            return False
+    return True
 
 
 def _link_problems(
@@ -252,7 +276,8 @@ def _link_problems(
         elif name in earlier and link.wanted not in STAGE_TYPES[earlier[name].type].produces:
             yield f"{needs}, which is of type {earlier[name].type} and makes no {link.wanted.replace('_', ' ')}"
         elif name in earlier and link.wanted == "completions" and not _compares_completions(earlier[name].settings):
-            yield f"{needs}, which has num_samples = 1: one completion of a problem makes no pair"
+            setting = "num_samples" if isinstance(earlier[name].settings, EvalSettings) else "num_generations"
+            yield f"{needs}, which has {setting} = 1: one completion of a problem makes no pair"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
         yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):

@@ -13,6 +13,7 @@ from posttrain.settings import (
     EvalSettings,
     GrpoSettings,
     PairsSettings,
+    PpoSettings,
     PretrainSettings,
     RmSettings,
     SftSettings,
@@ -65,6 +66,12 @@ def _grpo() -> StageFunction:
     return grpo
 
 
+def _ppo() -> StageFunction:
+    from posttrain.stages.ppo import ppo
+
+    return ppo
+
+
 def _evaluate() -> StageFunction:
     from posttrain.evals.evaluate import evaluate
 
@@ -89,6 +96,7 @@ STAGE_TYPES: dict[str, StageType] = {
     "rm": StageType(RmSettings, ("reward_model",), _rm),
     "dpo": StageType(DpoSettings, ("model",), _dpo),
     "grpo": StageType(GrpoSettings, ("model", "completions"), _grpo),
+    "ppo": StageType(PpoSettings, ("model", "completions"), _ppo),
     "eval": StageType(EvalSettings, ("evaluation", "completions"), _evaluate),
     "pairs": StageType(PairsSettings, ("pairs",), _pairs),
     "compare": StageType(CompareSettings, (), _compare),

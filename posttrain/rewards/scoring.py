@@ -4,25 +4,33 @@ The boundary between user code and training: a wrong shape or type stops here, n
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from posttrain.data.columns import COLUMN_GUESSES, column_names
 from posttrain.data.rows import Row
+from posttrain.engines import Interrupted
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards import REWARDS
-from posttrain.rewards.rules import GOLD_COLUMNS
+from posttrain.rewards.arguments import GOLD_COLUMNS
+from posttrain.rewards.combination import SUM, Combination, combine
+from posttrain.rewards.failures import Failed
 
 RewardFunction = Callable[..., Any]
 
 
 class Scored(NamedTuple):
-    """Every part's score, and their weighted sum; None marks what could not be scored."""
+    """Every part's score, and the reward they make; None marks what could not be scored.
+
+    A part that `failed` leaves no reward, unless it is watched only.
+    """
 
     scores: dict[str, float | None]
     reward: float | None
+    failed: tuple[str, ...] = ()
 
 
 def score(
@@ -30,17 +38,26 @@ def score(
     completions: Sequence[Sequence[Completion]],
     rewards: Mapping[str, float],
     functions: Mapping[str, RewardFunction] = REWARDS,
+    combination: Combination = SUM,
 ) -> list[Scored]:
     """Score the completions of each prompt, prompt by prompt in one flat list, by the weighted `rewards`.
 
-    Parts that are None are left out of the sum; where all are, the reward is None. Raises ConfigError for an
+    Parts that are None are left out of the reward; where all are, it is None. Raises ConfigError for an
     unknown name, RewardError for a function that raises or does not return one float or None per completion.
     """
     check_names(rewards, functions)
     arguments = reward_arguments(prompts, completions)
     parts = {name: call(name, functions[name], arguments) for name in rewards}
-    rows = [{name: parts[name][i] for name in parts} for i in range(len(arguments["completions"]))]
-    return [Scored(row, weighted_sum(row, rewards)) for row in rows]
+    scored: list[Scored] = []
+    for group in completions:
+        places = range(len(scored), len(scored) + len(group))
+        failed = [tuple(name for name in parts if isinstance(parts[name][place], Failed)) for place in places]
+        rows = [{name: _number(values[place]) for name, values in parts.items()} for place in places]
+        scored += [
+            Scored(row, None if any(_counts(name, rewards, combination) for name in names) else reward, names)
+            for row, reward, names in zip(rows, combine(rows, rewards, combination), failed, strict=True)
+        ]
+    return scored
 
 
 def check_names(rewards: Mapping[str, float], functions: Collection[str] = REWARDS) -> None:
@@ -76,8 +93,9 @@ def require_gold(rows: Sequence[Row]) -> None:
 def reward_arguments(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> dict[str, list[Any]]:
     """Return the keyword arguments of a reward function, each a list with one entry per completion.
 
-    `prompts` and `completions` are texts, or message lists where the prompt is one; `completion_ids` and
-    `truncated` come with them; the other keys are the rows' columns, None for a row without it.
+    `prompts` and `completions` are texts, or message lists where the prompt is one; `completion_ids`, `truncated` and
+    `prompt_id`, by which a group is known, come with them; the other keys are the rows' columns, None for a row
+    without it.
     """
     pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
@@ -89,22 +107,35 @@ def reward_arguments(prompts: Sequence[Prompt], completions: Sequence[Sequence[C
         ],
         "completion_ids": [list(c.ids) for _, c in pairs],
         "truncated": [c.stop_reason is StopReason.LENGTH for _, c in pairs],
+        "prompt_id": [p.id for p, _ in pairs],
     }
 
 
-def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]) -> list[float | None]:
+def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]) -> list[float | Failed | None]:
     """Return what `function` gives for each completion, checked; NaN means None."""
-    count = len(arguments["completions"])
     try:
         values = function(**arguments)
-    except RewardError:
+    except (RewardError, Interrupted):
         raise
     except Exception as error:
         first = {key: values[0] for key, values in arguments.items() if values and key != "completion_ids"}
         raise RewardError(
             f"reward {name} raised {type(error).__name__}: {error}\n"
-            f"  on {count} completions, the first of them: {_shown(first)}"
+            f"  on {len(arguments['completions'])} completions, the first of them: {_shown(first)}"
         ) from error
+    return checked(name, values, len(arguments["completions"]))
+
+
+def checked(name: str, values: Any, count: int) -> list[float | Failed | None]:
+    """Return the scores that a reward function returned; raises RewardError unless there is one for each completion.
+
+    Lists, tuples, and vectors of array libraries are read, of numbers, None, or what failed.
+    """
+    if inspect.isawaitable(values):
+        close = getattr(values, "close", None)  # a coroutine would complain that nobody waited for it
+        if close is not None:
+            close()
+        raise _wrong(name, count, "something to await; functions of reward_file may be async")
     if not isinstance(values, list | tuple) and not (hasattr(values, "tolist") and hasattr(values, "shape")):
         raise _wrong(name, count, f"{type(values).__name__} {_shown(values)}")
     values = values.tolist() if hasattr(values, "tolist") else values
@@ -113,15 +144,17 @@ def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]
     return [_checked(name, count, index, value) for index, value in enumerate(values)]
 
 
-def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """Return the weighted sum of the scores that are not None; None when all are. What has the weight 0 is watched."""
-    parts = [weights[name] * value for name, value in scores.items() if value is not None and weights[name] != 0]
-    return math.fsum(parts) if parts else None
+def _number(value: float | Failed | None) -> float | None:
+    return None if isinstance(value, Failed) else value
 
 
-def _checked(name: str, count: int, index: int, value: Any) -> float | None:
-    if value is None:
-        return None
+def _counts(name: str, rewards: Mapping[str, float], combination: Combination) -> bool:
+    return rewards[name] != 0 or name == combination.gate
+
+
+def _checked(name: str, count: int, index: int, value: Any) -> float | Failed | None:
+    if value is None or isinstance(value, Failed):
+        return value
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if not isinstance(value, int | float):  # bool is an int: True scores 1

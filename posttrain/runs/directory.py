@@ -17,6 +17,7 @@ from posttrain.runs.artifact import publish_artifact
 from posttrain.runs.checkpoint import Checkpoint, load_latest, save_checkpoint
 from posttrain.runs.display import Display, GuardedDisplay, make_display
 from posttrain.runs.environment import command_line, describe_environment
+from posttrain.runs.findings import Finding, Watch, health_line, warning
 from posttrain.runs.identity import claim, clear, refuse_foreign
 from posttrain.runs.lock import RunLock
 from posttrain.runs.rollout_files import write_rollouts
@@ -47,6 +48,8 @@ class StageRun:
             self._save_steps, self._keep = settings.save_steps, settings.save_total_limit
         self._max_steps = 0
         self._phase_seconds: dict[str, float] = {}
+        self._watch: Watch | None = None
+        self._history: list[dict[str, Any]] = []  # the rows of metrics.jsonl, where something watches them
         self._step_started = time.monotonic()
 
     @classmethod
@@ -171,6 +174,13 @@ class StageRun:
         finally:
             self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + time.monotonic() - started
 
+    def watch(self, watch: Watch) -> None:
+        """Let `watch` look at each step that is logged: its row gets the names of what is wrong, as `health`.
+
+        What it says depends on the logged rows and the step's rollouts alone, so a resumed run says the same.
+        """
+        self._watch, self._history = watch, logs.read_rows(self.path / METRICS)
+
     def log(
         self, step: int, metrics: Mapping[str, float], *, rollouts: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
@@ -179,8 +189,39 @@ class StageRun:
             self.write_rollouts(step, rollouts)
         seconds = {f"time/{name}": value for name, value in self._phase_seconds.items()}
         seconds["time/step"] = time.monotonic() - self._step_started
-        logs.append_rows(self.path / METRICS, [{"step": step, **metrics, **seconds, "time": time.time()}])
+        row: dict[str, Any] = {"step": step, **metrics, **seconds}
+        findings = self._look(row, rollouts or ())
+        logs.append_rows(self.path / METRICS, [{**row, "time": time.time()}])
         self._display.update(step, {**metrics, **seconds})
+        if findings is not None:
+            self._tell(step, findings)
+
+    def _look(self, row: dict[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> Sequence[Finding] | None:
+        """Add to a step's row what is wrong with it, and return that; a watch that fails is told and turned off."""
+        if self._watch is None:
+            return None
+        self._history.append(row)
+        try:
+            findings = self._watch(self._history, rollouts)
+        except Exception as error:
+            self._watch = None
+            self.event("health", f"the health checks failed and were turned off: {type(error).__name__}: {error}")
+            return None
+        row["health"] = [finding.check for finding in findings]
+        return findings
+
+    def _tell(self, step: int, findings: Sequence[Finding]) -> None:
+        """Show the health line, and tell each finding once when it begins and once when it has ended."""
+        before = self._history[-2].get("health", []) if len(self._history) > 1 else []
+        for finding in findings:
+            if finding.check not in before:
+                places = [{"step": step, **place._asdict()} for place in finding.rollouts]
+                text = warning(finding, step, self.path)
+                self.event("health", text, check=finding.check, step=step, rollouts=places)
+        for check in before:
+            if check not in self._history[-1]["health"]:
+                self.event("health", f"step {step}: {check} has ended", check=check, step=step, rollouts=[])
+        self._display.health(health_line(findings))
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rollouts of a step to rollouts/step-<step>.parquet."""

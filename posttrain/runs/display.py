@@ -31,6 +31,9 @@ class Display(Protocol):
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step."""
 
+    def health(self, line: str) -> None:
+        """Show how the run is, until the next step."""
+
     def message(self, text: str) -> None:
         """Show a sentence that stays."""
 
@@ -48,6 +51,9 @@ class NoDisplay:
         return contextlib.nullcontext()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def health(self, line: str) -> None:
         pass
 
     def message(self, text: str) -> None:
@@ -108,6 +114,9 @@ class PanelDisplay(NoDisplay):
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         self._view.update(step, metrics)
 
+    def health(self, line: str) -> None:
+        self._view.health = line
+
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, style="dim")
 
@@ -150,6 +159,9 @@ class GuardedDisplay:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         self._call(lambda: self._display.update(step, metrics))
+
+    def health(self, line: str) -> None:
+        self._call(lambda: self._display.health(line))
 
     def message(self, text: str) -> None:
         self._call(lambda: self._display.message(text))

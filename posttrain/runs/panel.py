@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.runs.findings import HEALTHY
+
 METRICS_SHOWN = 6
 HISTORY = 200  # values of each metric that a sparkline may show
 BARS = "▁▂▃▄▅▆▇█"
@@ -104,6 +106,7 @@ class PanelView:
         self._seconds: dict[str, float] = {}  # of each phase in this step; before it comes, in the last one
         self._entered: dict[str, int] = {}  # the step in which each phase was last entered
         self._history: dict[str, deque[float]] = {}
+        self.health = ""  # how the run is, in one line; empty where nothing watches it
 
     def enter(self, name: str) -> None:
         if self._entered.get(name) != self._step:
@@ -136,6 +139,12 @@ class PanelView:
             blocks.append(self._phases())
         if self._history:
             blocks += [Text(), self._metrics()]
+        if self.health:
+            style = "green" if self.health == HEALTHY else "bold yellow"
+            blocks += [
+                Text(),
+                Text.assemble(("health  ", "dim"), (self.health, style), no_wrap=True, overflow="ellipsis"),
+            ]
         return Panel(
             Group(*blocks),
             title=Text(self._title, style="bold"),

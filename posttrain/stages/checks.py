@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from posttrain.data.rows import Kind
 from posttrain.errors import ConfigError
 from posttrain.nano.corpus import PARTS
-from posttrain.rewards import REWARD_MODEL, REWARDS
-from posttrain.rewards.scoring import check_names
+from posttrain.rewards.checks import reward_problems
 from posttrain.settings import (
     DpoSettings,
     EvalSettings,
     GrpoSettings,
     ModelSettings,
+    PolicyStageSettings,
+    PpoSettings,
     PretrainSettings,
     RmSettings,
     StageSettings,
@@ -27,7 +28,10 @@ Problem = tuple[str, ConfigError]  # dotted key, error
 def settings_problems(settings: StageSettings) -> Iterator[Problem]:
     """Yield the problems of any stage's settings."""
     if isinstance(settings, GrpoSettings):
-        yield from grpo_problems(settings)
+        yield from policy_problems(settings, "grpo")
+    elif isinstance(settings, PpoSettings):
+        yield from policy_problems(settings, "ppo")
+        yield from ppo_problems(settings)
     elif isinstance(settings, DpoSettings):
         yield from dpo_problems(settings)
     elif isinstance(settings, PretrainSettings):
@@ -45,26 +49,18 @@ def check_settings(settings: StageSettings) -> None:
         raise error
 
 
-def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
+def policy_problems(settings: PolicyStageSettings, stage: str) -> Iterator[Problem]:
     """Yield settings under which the update would not be the gradient of what was sampled."""
-    try:
-        check_names(settings.rewards, [*REWARDS, REWARD_MODEL])
-    except ConfigError as error:
-        yield "rewards", error
-    if not any(settings.rewards.values()):
-        yield "rewards", ConfigError("grpo needs at least one reward with a weight", fix="--rewards.r1_zero 1.0")
-    if REWARD_MODEL in settings.rewards and settings.reward_model is None:
-        message = f"rewards.{REWARD_MODEL} is the score of a reward model, and reward_model names none"
-        yield f"rewards.{REWARD_MODEL}", ConfigError(message, fix="--reward_model runs/rm/rm/artifact")
-    if REWARD_MODEL not in settings.rewards and settings.reward_model is not None:
-        message = f"reward_model is named, and its reward has no weight among {', '.join(settings.rewards)}"
-        yield "reward_model", ConfigError(message, fix=f"--rewards.{REWARD_MODEL} 1.0")
+    yield from reward_problems(settings)
+    if settings.gold_reward is not None and settings.gold_reward not in settings.rewards:
+        message = f"gold_reward = {settings.gold_reward} is none of the rewards: {', '.join(settings.rewards)}"
+        yield "gold_reward", ConfigError(message, fix=f"--rewards.{settings.gold_reward} 0.0")
     sampling = settings.sampling
     if sampling.temperature == 0:
         yield (
             "sampling.temperature",
             ConfigError(
-                "grpo compares different completions of a prompt, and sampling.temperature = 0 gives equal ones",
+                f"{stage} learns from different completions of a prompt, and sampling.temperature = 0 gives equal ones",
                 fix="--sampling.temperature 1.0",
             ),
         )
@@ -73,7 +69,7 @@ def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
             yield (
                 f"sampling.{name}",
                 ConfigError(
-                    f"grpo trains on the whole vocabulary's distribution, and sampling.{name} cuts it",
+                    f"{stage} trains on the whole vocabulary's distribution, and sampling.{name} cuts it",
                     fix=f"--sampling.{name} {untouched}",
                 ),
             )
@@ -85,6 +81,29 @@ def grpo_problems(settings: GrpoSettings) -> Iterator[Problem]:
                 fix="--model.lora_dropout 0.0",
             ),
         )
+
+
+def ppo_problems(settings: PpoSettings) -> Iterator[Problem]:
+    """Yield what critic, controller and mini-batches cannot do together."""
+    critic = settings.critic
+    if critic.kind == "shared" and critic.warmup_steps:
+        message = "critic.kind = shared learns with the policy in one update, and critic.warmup_steps keeps it back"
+        yield "critic.warmup_steps", ConfigError(message, fix="--critic.warmup_steps 0")
+    if critic.kind == "shared" and critic.learning_rate is not None:
+        message = "critic.kind = shared learns with the policy, at its learning_rate; its weight is critic.loss_coef"
+        yield "critic.learning_rate", ConfigError(message, fix="--critic.learning_rate none")
+    if critic.kind in ("adapter", "shared") and critic.name_or_path is not None:
+        message = f"critic.name_or_path is for critic.kind = model; {critic.kind} stands on the policy's own base"
+        yield "critic.name_or_path", ConfigError(message, fix="--critic.kind model")
+    if critic.warmup_steps >= settings.max_steps:
+        message = f"critic.warmup_steps = {critic.warmup_steps} leave none of {settings.max_steps} steps to the policy"
+        yield "critic.warmup_steps", ConfigError(message, fix=f"--critic.warmup_steps {settings.max_steps // 10}")
+    if settings.adaptive_kl.target is not None and settings.kl_coef == 0:
+        message = "adaptive_kl.target moves kl_coef by factors, and from 0 none leads away"
+        yield "adaptive_kl.target", ConfigError(message, fix="--kl_coef 0.05")
+    if settings.num_mini_batches > settings.prompts_per_step:
+        message = f"num_mini_batches = {settings.num_mini_batches}, and a step has {settings.prompts_per_step} prompts"
+        yield "num_mini_batches", ConfigError(message, fix=f"--num_mini_batches {settings.prompts_per_step}")
 
 
 def dpo_problems(settings: DpoSettings) -> Iterator[Problem]:

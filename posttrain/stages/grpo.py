@@ -4,8 +4,7 @@ Floor 5. DeepSeekMath, Shao et al. 2024, arXiv 2402.03300; with the choices of D
 (arXiv 2503.14476) and RLOO (arXiv 2402.14740) as settings. Each differs in the advantage or in the denominator only.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,28 +13,28 @@ from torch import Tensor
 from posttrain.algorithms.advantages import group_advantages, group_signal
 from posttrain.algorithms.losses import clipped_policy_loss
 from posttrain.algorithms.tokens import aggregate, k3, token_mean
-from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.loader import Loader
-from posttrain.data.sources import load_rows, require_kind
 from posttrain.data.trees import TreeBatch
-from posttrain.engines import ENGINES, Interrupted
-from posttrain.errors import ConfigError
+from posttrain.engines import ENGINES
 from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import TokenLogprobs, completion_logprobs
 from posttrain.records import TokenTree, Tree
-from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
-from posttrain.rewards.scoring import require_gold
-from posttrain.runs.directory import StageRun, TrainerState
+from posttrain.rewards import REWARD_MODEL
+from posttrain.runs.directory import StageRun
 from posttrain.settings import GrpoSettings
 from posttrain.stages.checks import check_settings
-from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, trained_tokens
+from posttrain.stages.health import watch_health
+from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, metrics_of_updates, trained_tokens
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
+    prompt_rows,
+    render_prompts,
     reward_functions,
     reward_table,
     rollout_metrics,
     rollout_rows,
     sample_completions,
+    saving_on_stop,
     score_completions,
     training_tree,
 )
@@ -44,83 +43,56 @@ from posttrain.stages.rollout import (
 def grpo(settings: GrpoSettings, run: StageRun) -> None:
     """Train a policy on its own scored completions and publish it as the run's artifact."""
     check_settings(settings)
-    rows = load_rows(settings.data, seed=settings.seed)
-    require_kind(rows, ("prompt", "prompt_completion"), "grpo")
-    if GOLD_REWARDS & settings.rewards.keys():
-        require_gold(rows)
-    functions = reward_functions(settings, run.event)
-    loaded = load_model(settings.model, seed=settings.seed)
-    prompts, dropped = drop_overlong(
-        rows,
-        lambda row: render_prompt(row, loaded.tokenizer),
-        max_length=loaded.fit(settings.data.max_length),
-        reserve=settings.sampling.max_completion_length,
-    )
-    check_enough(len(prompts), settings)
-    loader = Loader(list(prompts), settings.seed)
-    updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
-    forward = partial(completion_logprobs, temperature=settings.sampling.temperature)
-    reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
-    if run.checkpoint:
-        updater.restore(run.checkpoint)
-        loader.restore(run.checkpoint.state["loader"])
-    engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
-    for step in run.steps(settings.max_steps):
-        before = {"loader": loader.state()}
-        batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
-        with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
-            engine.load_weights(loaded.model)
-            completions = sample_completions(
-                engine,
-                batch,
-                settings.sampling,
-                num_samples=settings.num_generations,
-                seed=settings.seed,
-                step=step,
+    rows = prompt_rows(settings, "grpo")
+    with reward_functions(settings, rows, run) as functions:
+        loaded = load_model(settings.model, seed=settings.seed)
+        prompts, dropped = render_prompts(rows, loaded, settings)
+        loader = Loader(list(prompts), settings.seed)
+        updater = Updater(loaded, settings, num_updates=settings.max_steps * settings.num_iterations)
+        forward = partial(completion_logprobs, temperature=settings.sampling.temperature)
+        reference_policy = Reference(loaded) if settings.kl_coef > 0 else None
+        if run.checkpoint:
+            updater.restore(run.checkpoint)
+            loader.restore(run.checkpoint.state["loader"])
+        watch_health(settings, run)
+        engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+        for step in run.steps(settings.max_steps):
+            before = {"loader": loader.state()}
+            batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
+            with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
+                engine.load_weights(loaded.model)
+                completions = sample_completions(
+                    engine,
+                    batch,
+                    settings.sampling,
+                    num_samples=settings.num_generations,
+                    seed=settings.seed,
+                    step=step,
+                )
+            with run.phase("score"), saving_on_stop(run, step - 1, partial(updater.state, before)):
+                trees = score_completions(batch, completions, settings, functions, policy_version=step - 1)
+                rewards = reward_table(trees)  # (P, G)
+                advantages = group_advantages(
+                    rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
+                )  # (P, G)
+            with run.phase("update"):
+                data = policy_data(trees, advantages, loaded, reference_policy, settings)
+                metrics = [
+                    updater.update(data.trees, data.loss_share(settings), forward=forward)
+                    for _ in range(settings.num_iterations)
+                ]
+            run.log(
+                step,
+                rollout_metrics(trees)
+                | signal_metrics(rewards, settings)
+                | {"epoch": loader.epoch}
+                | metrics_of_updates(metrics),
+                rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
             )
-        with run.phase("score"):
-            trees = score_completions(batch, completions, settings.rewards, functions, policy_version=step - 1)
-            rewards = reward_table(trees)  # (P, G)
-            advantages = group_advantages(
-                rewards, baseline=settings.advantage_baseline, scale=settings.advantage_scale
-            )  # (P, G)
-        with run.phase("update"):
-            data = policy_data(trees, advantages, loaded, reference_policy, settings)
-            metrics = [
-                updater.update(data.trees, data.loss_share(settings), forward=forward)
-                for _ in range(settings.num_iterations)
-            ]
-        run.log(
-            step,
-            rollout_metrics(trees)
-            | signal_metrics(rewards, settings)
-            | {"epoch": loader.epoch}
-            | metrics_of_updates(metrics),
-            rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
-        )
-        run.save(step, lambda: updater.state({"loader": loader.state()}))
-    engine.close()
-    run.publish_artifact(lambda directory: save_model(loaded, directory))
-    run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
-
-
-def check_enough(num_prompts: int, settings: GrpoSettings) -> None:
-    """Raise ConfigError where a step would sample a prompt twice, with the same seeds."""
-    if settings.prompts_per_step > num_prompts:
-        raise ConfigError(
-            f"prompts_per_step = {settings.prompts_per_step}, and there are {num_prompts} prompts",
-            fix=f"--prompts_per_step {num_prompts}",
-        )
-
-
-@contextmanager
-def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], TrainerState]) -> Iterator[None]:
-    """Turn an engine's interruption into the run's stop: the steps done are saved, the one begun is done again."""
-    try:
-        yield
-    except Interrupted:
-        run.save(done, trainer_state)
-        raise
+            run.save(step, lambda: updater.state({"loader": loader.state()}))
+        engine.close()
+        run.publish_artifact(lambda directory: save_model(loaded, directory))
+        run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +191,12 @@ def policy_data(
 
 
 def signal_metrics(rewards: Tensor, settings: GrpoSettings) -> dict[str, float]:
-    """Return what the groups of rewards `(P, G)` teach; a reward model's scores have no line from which they solve."""
+    """Return what the groups of rewards `(P, G)` teach.
+
+    A reward model's scores, and rewards that were normalised, have no line from which they solve.
+    """
     signal = group_signal(rewards, solved_at=sum(settings.rewards.values()) / 2)
     metrics: dict[str, float] = {"groups/mixed": signal.mixed, "frac_reward_zero_std": signal.frac_reward_zero_std}
-    if settings.rewards.get(REWARD_MODEL):
+    if settings.rewards.get(REWARD_MODEL) or settings.reward_combination == "normalized_sum":
         return metrics
     return {"groups/solved": signal.solved, "groups/failed": signal.failed, **metrics}
-
-
-def metrics_of_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the means over a step's updates; `kl/engine` is that of the first, before the policy moved."""
-    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    if "kl/engine" in means:
-        means["kl/engine"] = updates[0]["kl/engine"]
-    return means

@@ -7,6 +7,8 @@ does not depend on how the trees were cut.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -60,7 +62,8 @@ def make_optimizers(
     plain = plain_model(loaded.model)
     score_head = [plain.get_submodule(HEAD)] if hasattr(plain, HEAD) else []
     ends = {id(end.weight) for end in [plain.get_input_embeddings(), plain.get_output_embeddings(), *score_head]}
-    muon = [p for p in trained.values() if settings.optimizer == "muon" and p.ndim == 2 and id(p) not in ends]
+    inside = {id(parameter) for parameter in plain.parameters()} - ends
+    muon = [p for p in trained.values() if settings.optimizer == "muon" and p.ndim == 2 and id(p) in inside]
     others = [p for p in trained.values() if not any(p is matrix for matrix in muon)]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -86,15 +89,27 @@ def make_optimizers(
 
 
 class Updater:
-    """The optimizer of a model's trainable weights: its updates, its place in the schedule and its resumable state."""
+    """The optimizer of a model's trainable weights: its updates, its place in the schedule and its resumable state.
 
-    def __init__(self, loaded: LoadedModel, settings: OptimizedStageSettings, num_updates: int) -> None:
+    `beside` are weights outside the model that are trained with it; `name` tells the states of two updaters apart.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: OptimizedStageSettings,
+        num_updates: int,
+        *,
+        beside: Mapping[str, Tensor] = MappingProxyType({}),
+        name: str = "",
+    ) -> None:
         self._loaded = loaded
         self._settings = settings
         self._num_updates = num_updates
+        self._prefix = f"{name}-" if name else ""
         self._updates = 0
         self._skipped_in_a_row = 0
-        self._trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+        self._trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad} | {**beside}
         self._optimizers = make_optimizers(loaded, self._trained, settings)
 
     def update(
@@ -155,24 +170,28 @@ class Updater:
                 totals[name] = totals.get(name, 0.0) + value.item()
         return totals
 
+    def pass_over(self, num_updates: int) -> None:
+        """Count updates that are not made, so that the learning rate keeps to the steps."""
+        self._updates += num_updates
+
     def state(self, of_stage: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return `(tensors, state)` for a checkpoint: weights, moments, place in the schedule, and the stage's own."""
         tensors: dict[str, dict[str, Tensor]] = {}
         groups = []
         for index, optimizer in enumerate(self._optimizers):
-            tensors[f"optimizer-{index}"], of_optimizer = optimizer_tensors(optimizer, self._trained)
+            tensors[f"{self._prefix}optimizer-{index}"], of_optimizer = optimizer_tensors(optimizer, self._trained)
             groups.append(of_optimizer)
-        tensors["weights"] = {name: parameter.detach() for name, parameter in self._trained.items()}
+        tensors[f"{self._prefix}weights"] = {name: parameter.detach() for name, parameter in self._trained.items()}
         state = {"groups": groups, "updates": self._updates, "skipped_in_a_row": self._skipped_in_a_row}
-        return tensors, {"updater": state, **of_stage}
+        return tensors, {f"{self._prefix}updater": state, **of_stage}
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put back what `state` returned, except the stage's own part."""
-        state = checkpoint.state["updater"]
+        state = checkpoint.state[f"{self._prefix}updater"]
         for index, (optimizer, groups) in enumerate(zip(self._optimizers, state["groups"], strict=True)):
-            restore_optimizer(optimizer, self._trained, checkpoint.tensors(f"optimizer-{index}"), groups)
-        weights = checkpoint.tensors("weights")
+            restore_optimizer(optimizer, self._trained, checkpoint.tensors(f"{self._prefix}optimizer-{index}"), groups)
+        weights = checkpoint.tensors(f"{self._prefix}weights")
         for name, parameter in self._trained.items():
             parameter.copy_(weights[name])
         self._updates, self._skipped_in_a_row = state["updates"], state["skipped_in_a_row"]
@@ -207,6 +226,12 @@ def evaluate_logprobs(
         logprobs = tokens.logprobs.cpu()
         rows.extend(tuple(row[:length].tolist()) for row, length in zip(logprobs, lengths, strict=True))
     return rows
+
+
+def metrics_of_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means over the updates of a step that have a metric; `kl/engine` is the first's, on-policy."""
+    found = {name: [update[name] for update in updates if name in update] for update in updates for name in update}
+    return {name: values[0] if name == "kl/engine" else fmean(values) for name, values in found.items()}
 
 
 def token_mean_loss(trees: Sequence[TokenTree]) -> LossShare:

@@ -84,8 +84,8 @@ def _kept_completions(stage: Path) -> Iterator[Mapping[str, Any]]:
             yield from read_rollouts(file)
     else:
         raise DataError(
-            f"{stage} has no completions: expected the directory of a GRPO stage, such as runs/demo/grpo, or of a "
-            "finished evaluation with num_samples above 1"
+            f"{stage} has no completions: expected the directory of a GRPO or PPO stage, such as runs/demo/grpo, or "
+            "of a finished evaluation with num_samples above 1"
         )
 
 

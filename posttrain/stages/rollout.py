@@ -4,20 +4,75 @@ Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posttrain.engines import Engine
+from posttrain.data.chat import RenderedRows, drop_overlong, render_prompt
+from posttrain.data.rows import Row
+from posttrain.data.sources import load_rows, require_kind
+from posttrain.engines import Engine, Interrupted
+from posttrain.errors import ConfigError
+from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards import REWARD_MODEL, REWARDS
+from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
+from posttrain.rewards.extraction import Profile
+from posttrain.rewards.functions import combination_of, open_rewards
+from posttrain.rewards.grades import answer_form, has_answer
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, score
+from posttrain.rewards.scoring import RewardFunction, require_gold, reward_arguments, score
+from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
-from posttrain.settings import GrpoSettings, SamplingSettings
+from posttrain.settings import PolicyStageSettings, SamplingSettings
+
+JUDGE_JOURNAL = "judge.jsonl"  # in the run's directory: what the judge said, by content
+
+
+def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
+    """Return the rows that a stage samples completions of; raise DataError where they cannot be sampled or graded.
+
+    Completions that come with the prompts, also as pairs, are not looked at.
+    """
+    rows = load_rows(settings.data, seed=settings.seed)
+    require_kind(rows, ("prompt", "prompt_completion", "preference"), stage)
+    if GOLD_REWARDS & settings.rewards.keys():
+        require_gold(rows)
+    return rows
+
+
+def render_prompts(
+    rows: Sequence[Row], loaded: LoadedModel, settings: PolicyStageSettings
+) -> tuple[RenderedRows[Prompt], list[Row]]:
+    """Return the prompts by id, and the rows that are too long.
+
+    Raises ConfigError where they are fewer than a step's: one would be sampled twice, with the same seeds.
+    """
+    prompts, dropped = drop_overlong(
+        rows,
+        lambda row: render_prompt(row, loaded.tokenizer),
+        max_length=loaded.fit(settings.data.max_length),
+        reserve=settings.sampling.max_completion_length,
+    )
+    if settings.prompts_per_step > len(prompts):
+        raise ConfigError(
+            f"prompts_per_step = {settings.prompts_per_step}, and there are {len(prompts)} prompts",
+            fix=f"--prompts_per_step {len(prompts)}",
+        )
+    return prompts, dropped
+
+
+@contextmanager
+def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], TrainerState]) -> Iterator[None]:
+    """Turn an interruption within a step into the run's stop: the steps done are saved, the one begun is done again."""
+    try:
+        yield
+    except Interrupted:
+        run.save(done, trainer_state)
+        raise
 
 
 def sample_completions(
@@ -33,35 +88,55 @@ def sample_completions(
 def score_completions(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
-    rewards: Mapping[str, float],
+    settings: PolicyStageSettings,
     functions: Mapping[str, RewardFunction],
     *,
     policy_version: int,
 ) -> list[Tree]:
     """Return the scored trees of prompts and their completions."""
-    scored = iter(score(prompts, completions, rewards, functions))
+    scored = iter(score(prompts, completions, settings.rewards, functions, combination_of(settings)))
     trees = []
     for prompt, group in zip(prompts, completions, strict=True):
         parts = [next(scored) for _ in group]
         rollouts = (
-            Rollout(completion, part.scores, part.reward, policy_version)
+            Rollout(completion, part.scores, part.reward, policy_version, part.failed)
             for completion, part in zip(group, parts, strict=True)
         )
         trees.append(Tree(prompt, tuple(rollouts)))
     return trees
 
 
-def reward_functions(settings: GrpoSettings, tell: Callable[[str, str], None]) -> Mapping[str, RewardFunction]:
-    """Return the functions that rewards can name, the one of the stage's reward model, once loaded, among them.
+@contextmanager
+def reward_functions(
+    settings: PolicyStageSettings, rows: Sequence[Row], run: StageRun
+) -> Iterator[Mapping[str, RewardFunction]]:
+    """Yield the functions that rewards can name; processes of rewards end with the context.
 
-    `tell` is given the name of an event and what the reward model's own report says. Raises ConfigError where that is
-    no better than chance and the settings do not allow it.
+    Those that can fail are tried on two made-up completions of the first row. What they and a reward model's own report
+    have to say becomes events of the run. Raises RewardError where that trial fails, ConfigError where the reward model
+    is no better than chance and the settings do not allow it.
     """
-    if settings.reward_model is None:
-        return REWARDS
-    tell(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
-    budget = settings.max_tokens_per_micro_batch
-    return {**REWARDS, REWARD_MODEL: learned_reward(settings.reward_model, settings.model, max_tokens=budget)}
+    with open_rewards(
+        settings,
+        max_completion_length=settings.sampling.max_completion_length,
+        tell=run.event,
+        stopping=lambda: run.stop_requested,
+        rehearsal=_rehearsal(rows[0]),
+        journal=run.path / JUDGE_JOURNAL,
+    ) as functions:
+        if settings.reward_model is not None:
+            run.event(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
+            budget = settings.max_tokens_per_micro_batch
+            functions[REWARD_MODEL] = learned_reward(settings.reward_model, settings.model, max_tokens=budget)
+        yield functions
+
+
+def _rehearsal(row: Row) -> dict[str, list[Any]]:
+    """Return a reward function's arguments for two made-up completions of a row's prompt."""
+    assert row.prompt is not None
+    prompt = Prompt(row.id, (0,), row.prompt, row.columns)
+    made_up = [Completion((0,), (0.0,), StopReason.EOS, text) for text in ("42", "The answer is 42.")]
+    return reward_arguments([prompt], [made_up])
 
 
 def reward_table(trees: Sequence[Tree]) -> Tensor:
@@ -96,10 +171,13 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "completions/mean_terminated_length": fmean(finished) if finished else float("nan"),
         "completions/clipped_ratio": 1 - len(finished) / len(rollouts),
     }
+    if (form := answer_form(rollouts[0].scores)) is not None:
+        metrics["completions/answered_ratio"] = fmean(_answered(rollout, form) for rollout in rollouts)
     for name in rollouts[0].scores:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
         metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
         metrics[f"rewards/{name}/std"] = pstdev(parts) if parts else float("nan")
+        metrics[f"rewards/{name}/failed"] = sum(name in rollout.failed for rollout in rollouts)
     return metrics
 
 
@@ -108,6 +186,7 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return a table row for each rollout; the first `trees_with_tokens` trees keep their ids and log-probs."""
     rows = []
+    form = answer_form(trees[0].rollouts[0].scores) if trees else None
     for index, (tree, tree_advantages) in enumerate(zip(trees, advantages.tolist(), strict=True)):
         for sample, (rollout, advantage) in enumerate(zip(tree.rollouts, tree_advantages, strict=True)):
             completion = rollout.completion
@@ -122,6 +201,7 @@ def rollout_rows(
                     "completion": completion.text,
                     "reward": rollout.reward,
                     **{f"rewards/{name}": value for name, value in rollout.scores.items()},
+                    "answered": None if form is None else _answered(rollout, form),
                     "advantage": advantage,
                     "length": len(completion.ids),
                     "stop_reason": completion.stop_reason.value,
@@ -131,6 +211,11 @@ def rollout_rows(
                 }
             )
     return rows
+
+
+def _answered(rollout: Rollout, form: Profile) -> bool:
+    truncated = rollout.completion.stop_reason is StopReason.LENGTH
+    return has_answer(rollout.completion.text, form, truncated=truncated)
 
 
 def _text(prompt: Prompt) -> str:

@@ -5,8 +5,10 @@ from types import ModuleType
 import pytest
 
 import posttrain.algorithms.advantages
+import posttrain.algorithms.controllers
 import posttrain.algorithms.losses
 import posttrain.algorithms.preferences
+import posttrain.algorithms.returns
 import posttrain.algorithms.tokens
 
 
@@ -28,3 +30,13 @@ def losses() -> ModuleType:
 @pytest.fixture(scope="session")
 def preferences() -> ModuleType:
     return posttrain.algorithms.preferences
+
+
+@pytest.fixture(scope="session")
+def controllers() -> ModuleType:
+    return posttrain.algorithms.controllers
+
+
+@pytest.fixture(scope="session")
+def returns() -> ModuleType:
+    return posttrain.algorithms.returns

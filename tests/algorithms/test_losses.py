@@ -65,6 +65,74 @@ def test_clipping_by_hand(losses):
         assert (result.clipped_low.item(), result.clipped_high.item()) == (low, high), (ratio, advantage)
 
 
+def test_advantages_of_tokens_by_hand(losses):
+    """Each token has its own; what stands behind the end is not looked at."""
+    logprobs = torch.full((1, 3), -1.0, requires_grad=True)
+    result = policy_loss(
+        losses, logprobs, logprobs.detach(), torch.tensor([[2.0, -3.0, NAN]]), torch.tensor([[1, 1, 0]])
+    )
+    result.per_token.sum().backward()
+    assert result.per_token.tolist() == [[-2.0, 3.0, 0.0]]
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[-2.0, 3.0, 0.0]]
+
+
+def test_dual_clip_by_hand(losses):
+    # A bad token that became 5 times as likely: 5 * 2 without, 3 * 2 with the dual clip at 3, and then flat.
+    for ratio, advantage, loss, gradient, held in [
+        (5.0, -2.0, 6.0, 0.0, True),
+        (2.0, -2.0, 4.0, 4.0, False),
+        (5.0, 2.0, -2.56, 0.0, False),
+        (0.5, -2.0, 1.6, 0.0, False),
+    ]:
+        logprobs = torch.tensor([[math.log(ratio) - 1]], dtype=torch.float64, requires_grad=True)
+        result = losses.clipped_policy_loss(
+            logprobs,
+            torch.tensor([[-1.0]]),
+            torch.tensor([advantage]),
+            torch.ones(1, 1),
+            epsilon_low=0.2,
+            epsilon_high=0.28,
+            dual_clip=3.0,
+        )
+        result.per_token.sum().backward()
+        assert result.per_token.item() == pytest.approx(loss), (ratio, advantage)
+        assert logprobs.grad is not None
+        assert logprobs.grad.item() == pytest.approx(gradient), (ratio, advantage)
+        assert result.clipped_dual.item() == held, (ratio, advantage)
+
+
+def test_value_loss_by_hand(losses):
+    # value, old value, return -> loss, gradient, held; with a clip of 0.2.
+    for value, old, target, loss, gradient, held in [
+        (0.5, 0.4, 1.0, 0.125, -0.5, False),  # within the clip: half the squared error
+        (0.9, 0.4, 1.0, 0.08, 0.0, True),  # moved by 0.5 towards it: that of 0.6, flat
+        (1.5, 0.4, 1.0, 0.125, 0.5, False),  # moved past it: its own error, the larger one
+        (0.0, 0.4, 1.0, 0.5, -1.0, False),  # moved away: its own error
+    ]:
+        values = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
+        result = losses.clipped_value_loss(
+            values, torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), clip=0.2
+        )
+        result.per_token.sum().backward()
+        assert result.per_token.item() == pytest.approx(loss, abs=1e-6), value
+        assert values.grad is not None
+        assert values.grad.item() == pytest.approx(gradient, abs=1e-6), value
+        assert result.clipped.item() == held, value
+
+
+def test_value_loss_without_clip_is_half_the_squared_error(losses):
+    values = torch.tensor([[3.0, NAN]], requires_grad=True)
+    result = losses.clipped_value_loss(
+        values, torch.tensor([[0.0, INF]]), torch.tensor([[1.0, NAN]]), torch.tensor([[1, 0]]), clip=None
+    )
+    result.per_token.sum().backward()
+    assert result.per_token.tolist() == [[2.0, 0.0]]
+    assert values.grad is not None
+    assert values.grad.tolist() == [[2.0, 0.0]]
+    assert not result.clipped.any()
+
+
 def test_statistics_by_hand(losses):
     # Ratios 2 and 1/2; KL(old || new) by k3: ratio - 1 - ln ratio.
     logprobs = torch.tensor([[math.log(2) - 1, math.log(0.5) - 1, -1.0]])

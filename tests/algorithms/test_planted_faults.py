@@ -28,6 +28,10 @@ class Fault:
     test: str
 
 
+MODULES = ("tokens", "advantages", "losses", "returns", "controllers")
+T_REWARDS = "test_the_score_is_paid_at_the_last_token_and_the_kl_at_each"
+T_GAE, T_DUAL, T_CONTROLLER = "test_gae_by_hand", "test_dual_clip_by_hand", "test_the_controller_by_hand"
+
 FAULTS = [
     # Masks
     Fault("mask means drop", "tokens", "(~mask.bool(), 0.0).sum", "(mask.bool(), 0.0).sum", "test_masked_sum_by_hand"),
@@ -257,7 +261,13 @@ FAULTS = [
         "test_ratio_of_one_has_the_gradient_of_reinforce",
     ),
     Fault("maximum for minimum", "losses", "torch.minimum", "torch.maximum", "test_clipping_by_hand"),
-    Fault("ratio upside down", "losses", "(new - old)", "(old - new)", "test_clipping_by_hand"),
+    Fault(
+        "ratio upside down",
+        "losses",
+        "(new - old).clamp(-MAX_LOG_RATIO",
+        "(old - new).clamp(-MAX_LOG_RATIO",
+        "test_clipping_by_hand",
+    ),
     Fault(
         "never clipped",
         "losses",
@@ -310,8 +320,8 @@ FAULTS = [
     Fault(
         "advantage along the tokens",
         "losses",
-        ".detach().unsqueeze(-1)",
-        ".detach().unsqueeze(0)",
+        "advantage.unsqueeze(-1)",
+        "advantage.unsqueeze(0)",
         "test_reinforce_gradient_is_that_of_the_expected_reward",
     ),
     Fault(
@@ -336,6 +346,27 @@ FAULTS = [
         "test_statistics_by_hand",
     ),
     Fault("statistics hold the graph", "losses", "ratio=ratio.detach()", "ratio=ratio", "test_statistics_are_detached"),
+    # PPO
+    Fault("kl rewarded", "returns", "-kl_coef * k1(", "kl_coef * k1(", T_REWARDS),
+    Fault("score after the last token", "returns", "keep.sum(-1) - 1)", "keep.sum(-1) - 2)", T_REWARDS),
+    Fault("value not discounted", "returns", "gamma * after - values", "after - values", "test_gae_by_hand"),
+    Fault("lambda forgotten", "returns", "gamma * gae_lambda * advantage", "gamma * advantage", "test_gae_by_hand"),
+    Fault(
+        "padding read as a next value",
+        "returns",
+        "after = torch.where(keep[:, t], values[:, t], after)",
+        "after = values[:, t]",
+        "test_gae_takes_the_value_behind_a_truncated_end",
+    ),
+    Fault("returns without values", "returns", "(advantages + values).masked_fill", "advantages.masked_fill", T_GAE),
+    Fault("biased deviation", "returns", "keep.sum() - 1)", "keep.sum())", "test_whitening_by_hand"),
+    Fault("mean kept", "returns", "(upcast(values) - mean)", "upcast(values)", "test_whitening_by_hand"),
+    Fault("the smaller value loss", "losses", "torch.maximum(plain", "torch.minimum(plain", "test_value_loss_by_hand"),
+    Fault("value loss not halved", "losses", "of_held) / 2", "of_held)", "test_value_loss_by_hand"),
+    Fault("dual clip of good tokens", "losses", "(ratio > dual_clip) & (advantage < 0)", "ratio > dual_clip", T_DUAL),
+    Fault("controller turned round", "controllers", "kl / self.target - 1)", "1 - kl / self.target)", T_CONTROLLER),
+    Fault("controller counts batches", "controllers", "error * num_sequences", "error", T_CONTROLLER),
+    Fault("batches not joined", "controllers", "of_batch + between", "of_batch", "test_moments_by_hand"),
 ]
 
 
@@ -348,7 +379,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-TESTS = {name: load(HERE / f"test_{name}.py") for name in ("tokens", "advantages", "losses")}
+TESTS = {name: load(HERE / f"test_{name}.py") for name in MODULES}
 
 
 def run_test(fault: Fault, source: str, path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_stage_with_a_fault_hides_no_later_one_and_makes_up_none(tmp_path):
     [
         ("rewards = {}", "r.toml:22: stage grpo: grpo needs at least one reward"),
         ("rewards.r1_zer = 1.0", "r.toml:22: stage grpo: unknown reward r1_zer. Did you mean r1_zero?"),
-        ("sampling.temperature = 0.0", "r.toml:22: stage grpo: grpo compares different completions"),
+        ("sampling.temperature = 0.0", "r.toml:22: stage grpo: grpo learns from different completions"),
         ("sampling.top_p = 0.9", "r.toml:22: stage grpo: grpo trains on the whole vocabulary's distribution"),
         ("model.lora_dropout = 0.1", "r.toml:22: stage grpo: model.lora_dropout makes the log-probs"),
         ('data.prompt_style = "boxd"', "r.toml:22: stage grpo: no prompt style boxd; did you mean boxed?"),
@@ -236,6 +236,7 @@ def test_what_sets_only_memory_or_speed_is_not_frozen(tmp_path):
         return frozen_settings(load(tmp_path, DEMO, *flags).stages[3])
 
     assert grpo("--stage.grpo.max_tokens_per_micro_batch", "8", "--stage.grpo.engine.max_sequences", "2") == grpo()
+    assert grpo("--stage.grpo.reward_workers.deadline", "1.0") == grpo()
     assert grpo("--stage.grpo.kl_coef", "0.5") != grpo()
     assert grpo("--stage.grpo.rewards.r1_zero", "0.5") != grpo()
 

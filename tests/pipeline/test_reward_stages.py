@@ -98,6 +98,18 @@ def test_the_reward_model_is_in_the_fingerprint_and_the_permission_to_use_a_weak
     assert "reward_model" not in input_hashes(settings, filled=["reward_model"])
 
 
+def test_what_the_reward_file_says_is_in_the_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    settings = GrpoSettings(
+        reward_file=str(file), rewards={"mine": 1.0}, model=ModelSettings(name_or_path="owner/model")
+    )
+    hashes = set()
+    for score in ("1.0", "2.0"):
+        file.write_text(f"def mine(completions):\n    return [{score}] * len(completions)\n")
+        hashes.add(input_hashes(settings)["reward_file"])
+    assert len(hashes) == 2
+
+
 def test_a_recipe_trains_a_reward_model_and_a_policy_against_it(tmp_path: Path) -> None:
     text = """\
 model.dtype = "float32"

@@ -12,6 +12,7 @@ from posttrain.models.files import locate
 from posttrain.nano.corpus import MID_TRAINING_BLEND, documents
 from posttrain.nano.tokenizer import train_tokenizer
 from posttrain.pipeline.recipe import load_recipe
+from posttrain.runs.directory import METRICS
 from posttrain.runs.logs import read_rows
 from tests.conftest import call, write_rows
 
@@ -149,6 +150,22 @@ def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path:
     assert (tmp_path / "math_reasoning/comparison/comparison.md").read_text().count("grpo_eval") >= 1
 
 
+def test_rlaif_qwen_nano_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "gsm8k.jsonl", GSM8K)
+    overrides = ["--model.name_or_path", models["qwen2"], "--model.dtype", "float32", "--data.path", rows]
+    for stage in ("base", "ppo", "tuned"):
+        overrides += [f"--stage.{stage}.sampling.max_completion_length", "6"]
+    overrides += ["--stage.ppo.max_steps", "2", "--stage.ppo.prompts_per_step", "4", "--runs_dir", str(tmp_path)]
+    run("run", str(ROOT / "recipes/rlaif_qwen_nano.toml"), *overrides)
+    stage = tmp_path / "rlaif_qwen_nano/ppo"
+    steps = read_rows(stage / METRICS)
+    assert [row["step"] for row in steps] == [1, 2]
+    assert steps[1]["kl_coef"] < steps[0]["kl_coef"] == 0.2  # the KL is far below its target of 6 nats
+    assert all(row["rewards/boxed_answer/mean"] == 0.0 and "rewards/hybrid/mean" in row for row in steps)
+    assert (stage / "artifact/critic/value_head.safetensors").is_file()
+    assert (tmp_path / "rlaif_qwen_nano/comparison/comparison.md").is_file()
+
+
 def test_dpo_qlora_ultrafeedback_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     (tmp_path / "chat.jinja").write_text(CHATML)
@@ -166,8 +183,10 @@ def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp
     (tmp_path / "chat.jinja").write_text(CHATML)
     overrides = ["--model.name_or_path", models["llama"], "--model.chat_template", str(tmp_path / "chat.jinja")]
     overrides += ["--data.path", write_rows(tmp_path / "orca.jsonl", ORCA), "--runs_dir", str(tmp_path)]
-    for stage in ("rm", "dpo"):
+    for stage in ("rm", "dpo", "ppo", "grpo"):
         overrides += [f"--stage.{stage}.max_steps", "3"]
+    for stage in ("ppo", "grpo"):
+        overrides += [f"--stage.{stage}.sampling.max_completion_length", "8"]
     run("run", str(ROOT / "recipes/rlhf_compare_smollm2.toml"), *overrides)
     directory = tmp_path / "rlhf_compare_smollm2"
     assert json.loads((directory / "rm/result.json").read_text())["summary"]["verdict"]
@@ -175,7 +194,11 @@ def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp
     held_out = len(ORCA) - rows[1]["rows"]
     assert 0 < held_out < 12
     assert rows[0]["rows"] + rows[0]["held_out_rows"] == rows[1]["rows"]
-    assert all((directory / stage / "artifact/adapter_model.safetensors").is_file() for stage in ("rm", "dpo"))
+    adapters = [directory / stage / "artifact/adapter_model.safetensors" for stage in ("rm", "dpo", "ppo", "grpo")]
+    assert all(adapter.is_file() for adapter in adapters)
+    assert (directory / "ppo/artifact/critic/adapter_model.safetensors").is_file()
+    for stage in ("ppo", "grpo"):
+        assert all(row["rewards/reward_model/mean"] == row["reward"] for row in read_rows(directory / stage / METRICS))
 
 
 def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> None:
@@ -192,11 +215,12 @@ TINY = {
     "eval": ["data.rows=24"],
     "dpo": ["max_steps=2"],
     "rm": ["max_steps=2"],
+    "ppo": ["max_steps=2", "prompts_per_step=4", "data.rows=50", "critic.warmup_steps=1"],
     "grpo": ["max_steps=2", "prompts_per_step=4", "data.rows=50", "allow_weak_reward_model=true"],
 }
 
 
-@pytest.mark.parametrize("name", ["demo", "dpo_qlora_nano", "rlhf_compare_nano"])
+@pytest.mark.parametrize("name", ["demo", "dpo_qlora_nano", "ppo_nano", "rlhf_compare_nano"])
 def test_nano_recipes_at_a_tiny_size(name: str, tmp_path: Path) -> None:
     if name == "dpo_qlora_nano":
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -206,7 +230,7 @@ def test_nano_recipes_at_a_tiny_size(name: str, tmp_path: Path) -> None:
     smaller = [f"--stage.{stage.name}.{flag}" for stage in stages for flag in TINY.get(stage.type, [])]
     run("run", str(recipe), *smaller, "--runs_dir", str(tmp_path))
     for stage in stages:
-        if stage.type in ("dpo", "rm", "grpo"):
+        if stage.type in ("dpo", "rm", "grpo", "ppo"):
             assert len(read_rows(tmp_path / name / stage.name / "metrics.jsonl")) == 2
         if stage.type == "grpo":
             assert read_rows(tmp_path / name / stage.name / "metrics.jsonl")[0]["kl/engine"] < 1e-3

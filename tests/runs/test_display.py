@@ -47,6 +47,7 @@ def test_the_panel_is_aligned_and_at_most_15_lines(width: int) -> None:
             clock.now += 0.5
             view.leave()
         view.update(step, {**METRICS, "grad_norm": math.nan if step % 2 else 0.3, "kl": math.inf})
+        view.health = "truncation: " + "a long sentence " * 20
     view.enter("generate")
     clock.now += 2
     lines = rendered(view, width)
@@ -60,6 +61,7 @@ def test_the_panel_is_aligned_and_at_most_15_lines(width: int) -> None:
         assert "score 0.50 s" in text
         assert "reward" in text
         assert "zeta" not in text  # six metrics, the telling ones
+        assert "health  truncation: a long sentence" in text
 
 
 def test_phases_of_one_step_add_up() -> None:

@@ -5,10 +5,21 @@ from posttrain.rewards.math_answers.grading import (
     Grade,
     Policy,
     Verdict,
+    exact_value,
     gold_error,
     grade,
     grade_answer,
     grade_many,
 )
 
-__all__ = ["GRADER_VERSION", "Grade", "Policy", "Verdict", "gold_error", "grade", "grade_answer", "grade_many"]
+__all__ = [
+    "GRADER_VERSION",
+    "Grade",
+    "Policy",
+    "Verdict",
+    "exact_value",
+    "gold_error",
+    "grade",
+    "grade_answer",
+    "grade_many",
+]

@@ -7,9 +7,11 @@ counted, no string raises, and the verdict is the same in every thread and proce
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from fractions import Fraction
 
 from posttrain.rewards.extraction import Profile, extract, gold_text
-from posttrain.rewards.math_answers.limits import GaveUp
+from posttrain.rewards.math_answers.exact import Undefined, exact
+from posttrain.rewards.math_answers.limits import GaveUp, Steps
 from posttrain.rewards.math_answers.reading import Answer, choice, is_choice, read
 from posttrain.rewards.math_answers.structures import equal
 from posttrain.rewards.math_answers.values import Comparison
@@ -104,6 +106,15 @@ def gold_error(gold: str) -> str | None:
     """Return why nothing can be graded against `gold`, or None when it is usable."""
     expected = _read_gold(gold)
     return expected if isinstance(expected, str) else None
+
+
+def exact_value(text: str) -> Fraction | None:
+    """Return the rational number that a text is, its unit left out; None where it is none, or out of bounds."""
+    try:
+        tree = read(text).tree
+        return exact(tree, Steps()) if tree.head != "percent" else None
+    except (GaveUp, Undefined):
+        return None
 
 
 def _read_gold(gold: str) -> Answer | str:

@@ -1,132 +1,15 @@
-"""Every setting a user can write, typed, documented and torch-free; a recipe or a flag can hold nothing else.
+"""The settings of each stage, at most the table of its name in a recipe.
 
-Floor 0. Names are Hugging Face's or TRL's where one exists for the same thing. Classes have no effects and no
-fields computed at run time. The machinery (files, overrides, errors) is in `config.py`.
+Floor 0.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: strict types, unknown keys refused, immutable."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-    )
-
-
-class ModelSettings(Settings):
-    """Which model to load, in which precision, and which of its weights to train."""
-
-    name_or_path: str = "nano"
-    """A directory in the Hugging Face layout, a PEFT adapter folder, a Hub name, or "nano", the embedded base."""
-    revision: str | None = None
-    """Commit, tag or branch on the Hub; None takes the default branch."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of frozen weights and matrix products; "auto" takes bfloat16 where the device multiplies it fast."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; "auto" takes cuda, then mps, then cpu."""
-    chat_template: str | None = None
-    """Path of a Jinja chat template that replaces the tokenizer's own."""
-    layout: Literal["tree", "rows"] = "tree"
-    """How completions are laid out: prompt computed once per tree, or one padded row for each completion."""
-    load_in_4bit: bool = False
-    """Keep the frozen base in 4 bits (NF4, double quantisation) under the adapter: QLoRA; needs bitsandbytes."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    lora_r: Annotated[int, Field(ge=0)] = 0
-    """Rank of the LoRA adapter; 0 trains every weight."""
-    lora_alpha: Count = 32
-    """LoRA scale: updates are multiplied by lora_alpha / lora_r."""
-    lora_dropout: Fraction = 0.0
-    """Dropout on the adapter's input; above 0 it makes old and new log-probs differ, so policy stages refuse it."""
-    lora_target_modules: str | list[str] = "all-linear"
-    """Names of the modules that get an adapter, or "all-linear"."""
-
-
-class FilterSettings(Settings):
-    """Which rows to leave out for their quality; by default none. Plain text counts as a completion."""
-
-    min_prompt_characters: Annotated[int, Field(ge=0)] = 0
-    """Leave out rows with a shorter prompt."""
-    max_prompt_characters: Count | None = None
-    """Leave out rows with a longer prompt; None keeps all."""
-    min_completion_characters: Annotated[int, Field(ge=0)] = 0
-    """Leave out rows with a shorter completion; of a pair, either one."""
-    max_completion_characters: Count | None = None
-    """Leave out rows with a longer completion; of a pair, either one. None keeps all."""
-    refusals: bool = False
-    """Leave out rows whose completion (of a pair, chosen) declines to answer: "I'm sorry, but I can't help you"."""
-    languages: list[str] = []
-    """Leave out rows in none of these languages (ISO 639-1: en, de, ...); empty keeps all."""
-    min_language_probability: Fraction = 0.001
-    """Leave out a row where its languages together are less likely than this."""
-    duplicates: bool = False
-    """Leave out rows whose prompt and completions repeat an earlier row's but for case and white space."""
-    near_duplicates: Annotated[float, Field(ge=0.5, le=0.95)] | None = None
-    """Leave out rows whose prompt and completions are this similar to an earlier row's (Jaccard; 0.7 is usual)."""
-
-
-class DataSettings(Settings):
-    """Which rows to read and how to turn them into prompts."""
-
-    source: str = "nano"
-    """A named source (nano, gsm8k, math, ...), or the path of a JSONL (.gz too), JSON, CSV, Parquet or Arrow file."""
-    path: str | None = None
-    """Local file or directory to read a named source from, instead of the Hub."""
-    split: str = "train"
-    """Split of the source: train, validation or test."""
-    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the prompts of a source with one split that "test" (or "validation") names; "train" names the others."""
-    rows: Count | None = None
-    """Read only this many rows (the first ones, after filters); None reads all."""
-    prompt_style: str | None = None
-    """How a question becomes a prompt (r1_zero, boxed, question, chat, ...); None takes the source's own."""
-    columns: dict[str, str] = {}
-    """Renames columns: {prompt = "question"} reads the prompt from the column question."""
-    max_length: Count = 2048
-    """Rows with more prompt + completion tokens than this are dropped and counted."""
-    max_bad_rows: Annotated[int, Field(ge=0)] = 0
-    """How many malformed rows to drop before refusing the file."""
-    filters: FilterSettings = FilterSettings()
-
-
-class SamplingSettings(Settings):
-    """How an engine samples completions."""
-
-    temperature: NonNegative = 1.0
-    """Divides the logits; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Keep the smallest set of tokens whose probability reaches this."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
-    min_p: Fraction = 0.0
-    """Keep tokens at least this likely relative to the likeliest."""
-    max_completion_length: Count = 256
-    """Token limit of a completion; one that reaches it is truncated."""
-    stop: list[str] = []
-    """Strings that end a completion."""
-
-
-class EngineSettings(Settings):
-    """Which engine generates, and how much it holds at a time."""
-
-    name: Literal["native"] = "native"
-    """The engine; native runs wherever torch runs."""
-    max_sequences: Count = 256
-    """Completions decoded side by side; the others wait and enter as these finish."""
+from posttrain.settings.base import Count, Fraction, NonNegative, Positive, Settings
+from posttrain.settings.parts import DataSettings, EngineSettings, ModelSettings, SamplingSettings
+from posttrain.settings.rewards import RewardSettings
 
 
 class StageSettings(Settings):
@@ -253,42 +136,112 @@ class DpoSettings(RowStageSettings):
     """Directory where the reference's log-probs are kept, computed once before training; None computes each step's."""
 
 
-class GrpoSettings(OptimizedStageSettings):
-    """Group-relative policy optimisation (Shao et al. 2024) with programs or a reward model as rewards."""
+class PolicyStageSettings(OptimizedStageSettings, RewardSettings):
+    """What every stage has that learns from the scores of its own completions."""
 
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
-    rewards: dict[str, float] = {"r1_zero": 1.0}
-    """Reward functions and their weights; a weight of 0 only watches. reward_model is the score of a reward model."""
+    gold_reward: str | None = None
+    """The reward among them that says the truth, for the health checks; None: one that grades, with the weight 0."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
     allow_weak_reward_model: bool = False
     """Train against a reward model that does no better than chance on its held-out pairs."""
     prompts_per_step: Count = 8
     """Prompts sampled at each step."""
-    num_generations: Annotated[int, Field(ge=2)] = 8
-    """Completions of each prompt (G): the advantage compares them."""
     max_steps: Count = 100
     """Steps to train."""
-    num_iterations: Count = 1
-    """Optimizer updates on each batch of rollouts; 1 is on-policy."""
-    advantage_baseline: Literal["group_mean", "leave_one_out", "none"] = "group_mean"
-    """What is subtracted from a reward: the group's mean, the others' mean (RLOO), or nothing."""
-    advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std"
-    """What an advantage is divided by; Dr. GRPO divides by nothing."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "token_mean"
     """What the loss is averaged over: sequences, the step's tokens (DAPO), or max_completion_length (Dr. GRPO)."""
     epsilon_low: Positive = 0.2
     """The ratio is clipped below at 1 - epsilon_low."""
     epsilon_high: Positive = 0.2
     """The ratio is clipped above at 1 + epsilon_high."""
-    kl_coef: NonNegative = 0.0
-    """Weight of the k3 penalty that holds the policy to the reference; 0 needs no reference."""
     mask_truncated: bool = False
     """Leave truncated completions out of the loss (they stay in the baseline)."""
     rollout_trees_saved: Annotated[int, Field(ge=0)] = 4
     """Prompts of each step whose completions keep per-token log-probs on disk; the texts of all are kept."""
+
+
+class GrpoSettings(PolicyStageSettings):
+    """Group-relative policy optimisation (Shao et al. 2024) with programs or a reward model as rewards."""
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions of each prompt (G): the advantage compares them."""
+    num_iterations: Count = 1
+    """Optimizer updates on each batch of rollouts; 1 is on-policy."""
+    advantage_baseline: Literal["group_mean", "leave_one_out", "none"] = "group_mean"
+    """What is subtracted from a reward: the group's mean, the others' mean (RLOO), or nothing."""
+    advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """What an advantage is divided by; Dr. GRPO divides by nothing."""
+    kl_coef: NonNegative = 0.0
+    """Weight of the k3 penalty that holds the policy to the reference; 0 needs no reference."""
+
+
+class CriticSettings(Settings):
+    """The model of values that PPO's advantages are measured against."""
+
+    kind: Literal["auto", "adapter", "shared", "model"] = "auto"
+    """An adapter of its own on the policy's base, a head on the policy itself, or a model of its own.
+
+    "auto" takes an adapter where the policy has one, else a model."""
+    name_or_path: str | None = None
+    """Model that a critic of kind model starts from; None takes the policy's."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of the critic; None takes the policy's."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the start in which the critic alone learns; not for kind shared."""
+    value_clip: Positive | None = 0.2
+    """Values are clipped to this distance from those at the start of the step; None clips nothing."""
+    loss_coef: Positive = 0.5
+    """Weight of the value loss beside the policy loss, for kind shared."""
+
+
+class AdaptiveKlSettings(Settings):
+    """A controller that moves kl_coef until the policy is as far from the reference as asked (Ziegler et al. 2019)."""
+
+    target: Positive | None = None
+    """KL to the reference to hold, in nats; None keeps kl_coef as it is."""
+    scale: Literal["sequence", "token"] = "sequence"
+    """What the target is of: the sum over a completion (6.0 is usual), or the mean over its tokens."""
+    horizon: Count = 10_000
+    """Completions over which the coefficient changes by at most a fifth."""
+
+
+class PpoSettings(PolicyStageSettings):
+    """Proximal policy optimisation (Schulman et al. 2017) with a critic and a KL penalty for each token."""
+
+    num_generations: Count = 1
+    """Completions of each prompt."""
+    critic: CriticSettings = CriticSettings()
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Discount of later rewards, for each token."""
+    gae_lambda: Fraction = 0.95
+    """Between the one-step advantage (0) and the return minus the value (1)."""
+    whiten_advantages: bool = True
+    """Scale the advantages of a step's rollouts to mean 0 and deviation 1; returns never are."""
+    num_ppo_epochs: Count = 4
+    """Passes over each batch of rollouts."""
+    num_mini_batches: Count = 1
+    """Optimizer updates in each pass."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound on the loss of a bad token that became likelier, in advantages; 3 is usual, None has none."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy that is added to the objective."""
+    target_kl: Positive | None = None
+    """Mean KL to the rollouts' policy, per token, at which the passes over them end; None makes them all."""
+    kl_coef: NonNegative = 0.05
+    """What each nat of log(policy / reference) takes from a token's reward; 0 needs no reference."""
+    adaptive_kl: AdaptiveKlSettings = AdaptiveKlSettings()
+    missing_eos_penalty: NonNegative = 0.0
+    """Taken from the score of a completion that was cut off."""
+    bootstrap_truncated: bool = False
+    """Let a completion that was cut off end in the critic's value of what would follow, not in 0."""
+    reward_scaling: Literal["none", "std", "standardize"] = "none"
+    """Divide scores by their running deviation, or take the running mean away first."""
+    reward_clip: Positive | None = None
+    """Scores are clipped to this size, after scaling; None clips nothing."""
 
 
 class EvalSettings(ModelStageSettings):
@@ -309,7 +262,7 @@ class PairsSettings(StageSettings):
     """Make preference pairs of the completions of an earlier stage: of each prompt the best and the worst."""
 
     completions: str
-    """The stage whose completions are paired: grpo, by their rewards, or eval with num_samples above 1, by grades."""
+    """The stage whose completions are paired: grpo or ppo, by rewards, or eval with num_samples above 1, by grades."""
     min_gap: NonNegative = 0.0
     """How much better the chosen completion's reward must be; equal rewards make no pair."""
 

@@ -1,0 +1,214 @@
+"""Rewards tried on completions that are there: rows of a file, rollouts of a run, or what was typed.
+
+Floor 6: the functions of a stage without the stage; loads a tokenizer where lengths are asked for, and no model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from posttrain.config import field_help
+from posttrain.data.rows import Row
+from posttrain.errors import ConfigError, DataError
+from posttrain.field_types import show as shown_value
+from posttrain.records import Completion, Prompt, StopReason
+from posttrain.rewards import GOLD_REWARDS, JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS
+from posttrain.rewards.arguments import completion_text
+from posttrain.rewards.checks import reward_problems
+from posttrain.rewards.functions import combination_of, open_rewards
+from posttrain.rewards.hybrid import HYBRID_PARTS
+from posttrain.rewards.judge import Judge
+from posttrain.rewards.scoring import Scored, score
+from posttrain.rewards.user_files import public_functions
+from posttrain.runs.signals import stop_request
+from posttrain.settings import DataSettings, RewardOptions, RewardSettings
+
+SHOWN_CHARACTERS = 100
+LENGTH_LIMIT = 1 << 30  # of completions that are there already, so that only given limits count
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A completion to score, as a row with one; `side` is chosen or rejected where it is one of a pair."""
+
+    row: Row
+    side: str | None = None
+    ended: bool = True
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return "" if self.row.completion is None else completion_text(self.row.completion)
+
+
+class TrialSettings(RewardSettings):
+    """What `posttrain rewards try` reads."""
+
+    rewards: dict[str, float] = {"hybrid": 1.0}
+    data: DataSettings = DataSettings()
+    """The rows, where completions come from a file."""
+
+
+def described_rewards(reward_file: str | None) -> list[dict[str, Any]]:
+    """Return each reward with what it pays for, whether it needs a gold answer, and its options with their defaults."""
+    functions: dict[str, Any] = {**REWARDS, **OPTION_REWARDS, JUDGE: Judge}
+    texts = {name: (function.__doc__ or "").partition("\n")[0] for name, function in functions.items()}
+    texts[REWARD_MODEL] = "The score of the reward model that the setting reward_model names."
+    rows: list[dict[str, Any]] = []
+    for name, text in texts.items():
+        options = RewardOptions.model_fields.get(name)
+        help_rows = field_help(options.annotation) if options is not None else ()  # type: ignore[arg-type]
+        rows.append(
+            {
+                "name": name,
+                "pays": text,
+                "needs_gold": name in GOLD_REWARDS,
+                "options": {row.key: f"{row.doc} Default {row.default}." for row in help_rows},
+            }
+        )
+    own = public_functions(reward_file) if reward_file else []
+    return rows + [{"name": name, "pays": f"As {reward_file} says.", "needs_gold": None, "options": {}} for name in own]
+
+
+def list_lines(rewards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the described rewards as lines to print."""
+    width = max(len(each["name"]) for each in rewards)
+    for each in rewards:
+        gold = "  [needs a gold answer]" if each["needs_gold"] else ""
+        yield f"{each['name']:{width}}  {each['pays']}{gold}"
+        yield from (f"{'':{width}}    {key}: {meaning}" for key, meaning in each["options"].items())
+
+
+def typed(prompt: str, completions: Sequence[str], answer: str | None) -> list[Candidate]:
+    """Return typed completions as rows of one prompt."""
+    columns = {} if answer is None else {"answer": answer}
+    return [
+        Candidate(Row("typed", "prompt_completion", f"completion {number}", prompt, text, columns=columns))
+        for number, text in enumerate(completions, start=1)
+    ]
+
+
+def from_source(source: str, settings: TrialSettings) -> list[Candidate]:
+    """Return the completions of a file or a run; of rollouts, in their groups."""
+    from posttrain.pipeline.scoring import candidates_of
+
+    return [Candidate(each.row, each.side, each.ended) for each in candidates_of(source, settings.data)]
+
+
+def run_trial(settings: TrialSettings, candidates: Sequence[Candidate], *, model: str) -> dict[str, Any]:
+    """Return what the completions would be paid, as plain JSON: every part, and how they become the reward.
+
+    Raises ConfigError for settings that a stage would refuse, RewardError where a function breaks its rules.
+    """
+    for _, error in reward_problems(settings):
+        raise error
+    if REWARD_MODEL in settings.rewards:
+        raise ConfigError(
+            "a reward model's scores are shown by posttrain score", fix="posttrain score REWARD_MODEL ..."
+        )
+    if not candidates:
+        raise DataError("there is no completion to score")
+    rewards = settings.rewards | dict.fromkeys(_watched(settings), 0.0)
+    groups = _groups(candidates)
+    prompts, completions = _sampled(groups, _tokenizer(model) if _counts_tokens(settings) else None)
+    told: list[str] = []
+    with open_rewards(
+        settings,
+        max_completion_length=LENGTH_LIMIT,
+        tell=lambda _, text: told.append(text),
+        stopping=lambda: stop_request() is not None,
+    ) as functions:
+        scored = score(prompts, completions, rewards, functions, combination_of(settings))
+    ordered = [candidate for group in groups for candidate in group]
+    return {
+        "weights": rewards,
+        "combination": settings.reward_combination,
+        "gate": settings.reward_gate,
+        "told": told,
+        "completions": [_entry(each, result) for each, result in zip(ordered, scored, strict=True)],
+    }
+
+
+def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:
+    """Yield a trial as lines to print: means of a source, then the first completions part by part."""
+    yield from report["told"]
+    entries, weights = report["completions"], report["weights"]
+    width = max(map(len, ["reward", *weights]))
+    if len(entries) > 1:
+        yield f"{len(entries)} completions"
+        for name in ["reward", *weights]:
+            values = [value for each in entries if (value := _of(each, name)) is not None]
+            mean = f"{fmean(values):.4f}" if values else "none"
+            missing = f", {len(entries) - len(values)} without" if len(values) < len(entries) else ""
+            yield f"  {name:{width}}  mean {mean}{missing}"
+    for each in entries[:show]:
+        yield f"{each['place']}: {each['text']}"
+        for name, weight in weights.items():
+            part = "none" if each["scores"][name] is None else f"{each['scores'][name]:.4f}"
+            failed = "  failed" if name in each["failed"] else ""
+            yield f"  {name:{width}} {part:>9} x {shown_value(weight)}{'  watched' if weight == 0 else ''}{failed}"
+        reward = "none" if each["reward"] is None else f"{each['reward']:.4f}"
+        gate = f", gate {report['gate']}" if report["gate"] else ""
+        yield f"  {'reward':{width}} {reward:>9}   ({report['combination']}{gate})"
+
+
+def _watched(settings: TrialSettings) -> list[str]:
+    """Return the parts of the hybrid reward, where it is asked for, that are not there by themselves."""
+    return [name for name in HYBRID_PARTS if "hybrid" in settings.rewards and name not in settings.rewards]
+
+
+def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return the candidates by prompt, in the order of the first of each."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        columns = candidate.row.columns
+        step = columns.get("step") if "prompt_id" in columns else None
+        groups.setdefault(f"{step} {columns.get('prompt_id', repr(candidate.row.prompt))}", []).append(candidate)
+    return list(groups.values())
+
+
+def _sampled(groups: Sequence[Sequence[Candidate]], tokenizer: Any) -> tuple[list[Prompt], list[list[Completion]]]:
+    """Return the candidates as an engine would have sampled them; their ids are counted by the tokenizer, if any."""
+    prompts, completions = [], []
+    for number, group in enumerate(groups):
+        row = group[0].row
+        prompts.append(Prompt(f"{number}", (0,), "" if row.prompt is None else row.prompt, row.columns))
+        completions.append([_completion(candidate, tokenizer) for candidate in group])
+    return prompts, completions
+
+
+def _completion(candidate: Candidate, tokenizer: Any) -> Completion:
+    text = candidate.text
+    ids = () if tokenizer is None else tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    end = (0,) if candidate.ended and tokenizer is not None else ()
+    reason = StopReason.EOS if candidate.ended else StopReason.LENGTH
+    return Completion(ids + end, (0.0,) * len(ids + end), reason, text)
+
+
+def _counts_tokens(settings: RewardSettings) -> bool:
+    lengths = {"length_band", "cosine_length", "soft_overlong", "length_control"}
+    return bool(lengths & settings.rewards.keys()) or settings.reward_file is not None
+
+
+def _tokenizer(model: str) -> Any:
+    from posttrain.models.lm import load_tokenizer
+    from posttrain.settings import ModelSettings
+
+    return load_tokenizer(ModelSettings(name_or_path=model))
+
+
+def _entry(candidate: Candidate, scored: Scored) -> dict[str, Any]:
+    text = " ".join(candidate.text.split())
+    return {
+        "place": candidate.row.origin if candidate.side is None else f"{candidate.row.origin} ({candidate.side})",
+        "text": text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}...",
+        "scores": scored.scores,
+        "reward": scored.reward,
+        "failed": list(scored.failed),
+    }
+
+
+def _of(entry: Mapping[str, Any], name: str) -> float | None:
+    value = entry["reward"] if name == "reward" else entry["scores"][name]
+    return None if value is None else float(value)

@@ -1,0 +1,21 @@
+"""The rewards that say the truth, and whether a completion gives an answer at all in the form that one asks for.
+
+Floor 3, pure text work: what tells a form that is learned from answers that are.
+"""
+
+from collections.abc import Iterable
+
+from posttrain.rewards.extraction import Profile, extract
+
+GRADES = ("r1_zero", "boxed_answer", "math_answer", "exact_match", "numeric_match")  # 1 for a right answer, else 0
+FORMS: dict[str, Profile] = {"r1_zero": "r1_zero", "boxed_answer": "boxed", "math_answer": "lenient"}
+
+
+def answer_form(rewards: Iterable[str]) -> Profile | None:
+    """Return the form that the first of these rewards asks for that asks for one."""
+    return next((FORMS[name] for name in rewards if name in FORMS), None)
+
+
+def has_answer(text: str, form: Profile, *, truncated: bool) -> bool:
+    """Return whether the text gives an answer in this form, right or wrong."""
+    return extract(text, profile=form, truncated=truncated).text is not None

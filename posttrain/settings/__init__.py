@@ -1,0 +1,56 @@
+"""Every setting a user can write, typed, documented and torch-free; a recipe or a flag can hold nothing else.
+
+Floor 0. Names are Hugging Face's or TRL's where one exists for the same thing. Classes have no effects and no
+fields computed at run time. The machinery (files, overrides, errors) is in `config.py`.
+"""
+
+from posttrain.settings.base import Settings
+from posttrain.settings.parts import DataSettings, EngineSettings, FilterSettings, ModelSettings, SamplingSettings
+from posttrain.settings.rewards import JudgeOptions, RewardOptions, RewardSettings, RewardWorkerSettings
+from posttrain.settings.stages import (
+    AdaptiveKlSettings,
+    CompareSettings,
+    CriticSettings,
+    DpoSettings,
+    EvalSettings,
+    GrpoSettings,
+    ModelStageSettings,
+    OptimizedStageSettings,
+    PairsSettings,
+    PolicyStageSettings,
+    PpoSettings,
+    PretrainSettings,
+    RmSettings,
+    RowStageSettings,
+    SftSettings,
+    StageSettings,
+)
+
+__all__ = [
+    "AdaptiveKlSettings",
+    "CompareSettings",
+    "CriticSettings",
+    "DataSettings",
+    "DpoSettings",
+    "EngineSettings",
+    "EvalSettings",
+    "FilterSettings",
+    "GrpoSettings",
+    "JudgeOptions",
+    "ModelSettings",
+    "ModelStageSettings",
+    "OptimizedStageSettings",
+    "PairsSettings",
+    "PolicyStageSettings",
+    "PpoSettings",
+    "PretrainSettings",
+    "RewardOptions",
+    "RewardSettings",
+    "RewardWorkerSettings",
+    "RmSettings",
+    "RowStageSettings",
+    "SamplingSettings",
+    "Settings",
+    "SftSettings",
+    "StageSettings",
+]

@@ -1,0 +1,149 @@
+"""What the health checks read: the rows of metrics.jsonl so far, and the rollouts of the present step.
+
+Floor 5: means, differences and groups of plain values; no words.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, groupby
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from posttrain.evals.splits import Split, find_split, rose
+from posttrain.rewards.grades import GRADES
+from posttrain.runs.findings import RolloutPlace
+from posttrain.settings import GrpoSettings, PpoSettings
+
+PolicySettings = GrpoSettings | PpoSettings
+Row = Mapping[str, Any]
+
+NOW = 5  # steps whose mean is the present state
+LONG = 10  # steps at the beginning, and now, whose means are compared
+SHOWN = 5  # rollouts named with a finding
+EQUAL = 1e-5  # rewards that differ by no more, relative to the largest, are equal (as for the advantages)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run up to the present step."""
+
+    settings: PolicySettings
+    rows: Sequence[Row]
+    rollouts: Sequence[Row]
+
+    def holds(self, check: str) -> bool:
+        """Whether a check had found something at the step before."""
+        return len(self.rows) > 1 and check in self.rows[-2].get("health", ())
+
+    def values(self, metric: str) -> np.ndarray:
+        """Return a metric at every step, NaN where it has no value."""
+        return np.array([row.get(metric, np.nan) for row in self.rows], dtype=float)
+
+    def now(self, metric: str, steps: int = NOW) -> float:
+        """Return a metric's mean over the latest steps; NaN where there are fewer, or one has no value."""
+        return _mean(self.rows[-steps:], metric, steps)
+
+    def first(self, metric: str, steps: int = LONG) -> float:
+        """Return a metric's mean over the first steps, NaN as in `now`."""
+        return _mean(self.rows[:steps], metric, steps)
+
+    @cached_property
+    def gold(self) -> str | None:
+        """The reward that says the truth: the one that the settings name, or one that grades and is only watched."""
+        if self.settings.gold_reward is not None:
+            return self.settings.gold_reward
+        watched = (name for name, weight in self.settings.rewards.items() if weight == 0)
+        return next((name for name in watched if name in GRADES), None)
+
+    @cached_property
+    def graded(self) -> str | None:
+        """The reward that says the truth, trained on or not."""
+        return self.gold or next((name for name in self.settings.rewards if name in GRADES), None)
+
+    def rose(self, metric: str) -> bool:
+        """Whether a metric is higher now than in the first steps, beyond the noise from step to step."""
+        return rose(self.values(metric), LONG)
+
+    def split(self, proxy: np.ndarray, gold: str, *, proxy_spread: float, check: str) -> Split | None:
+        """Return where a course and that of a reward have parted, by the steps that have both; `at` is a step."""
+        truth = self.values(f"rewards/{gold}/mean")
+        kept = np.flatnonzero(np.isfinite(proxy) & np.isfinite(truth))
+        spreads = self.values(f"rewards/{gold}/std")[kept][:LONG]
+        found = find_split(
+            proxy[kept],
+            truth[kept],
+            proxy_spread=proxy_spread,
+            gold_spread=float(spreads.mean()) if len(spreads) else 0.0,
+            ceiling=1.0 if gold in GRADES else None,
+            known=self.holds(check),
+        )
+        return None if found is None else found._replace(at=int(self.rows[kept[found.at]]["step"]))
+
+    def proxy(self) -> np.ndarray:
+        """Return what is trained on: the reward, or the parts' weighted sum where each is normalised in its group."""
+        if self.settings.reward_combination != "normalized_sum":
+            return self.values("reward")
+        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
+        return np.sum([weight * self.values(f"rewards/{name}/mean") for name, weight in weights.items()], axis=0)
+
+    def proxy_spread(self) -> float:
+        """Return the deviation of that among the completions of a step, in the first steps."""
+        if self.settings.reward_combination != "normalized_sum":
+            return self.first("reward_std", min(LONG, len(self.rows)))
+        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
+        stds = [
+            weight * self.first(f"rewards/{name}/std", min(LONG, len(self.rows))) for name, weight in weights.items()
+        ]
+        return float(np.linalg.norm(stds))
+
+    def by_reward(self) -> list[Row]:
+        """Return this step's rollouts, the highest reward first, without those that have none."""
+        return sorted((row for row in self.rollouts if row["reward"] is not None), key=lambda row: -row["reward"])
+
+    def longer_is_better(self) -> float | None:
+        """Return the share of this step's pairs to one prompt in which the longer completion has the higher reward."""
+        pairs = [
+            (one["length"] - other["length"]) * (one["reward"] - other["reward"])
+            for group in groups_of(self.rollouts)
+            for one, other in combinations([row for row in group if row["reward"] is not None], 2)
+        ]
+        told = [product for product in pairs if product]
+        return sum(product > 0 for product in told) / len(told) if told else None
+
+
+def groups_of(rollouts: Iterable[Row]) -> list[list[Row]]:
+    """Return the rollouts of each prompt; they lie together."""
+    return [list(group) for _, group in groupby(rollouts, key=lambda row: row["prompt_id"])]
+
+
+def flat_groups(rollouts: Iterable[Row]) -> list[list[Row]]:
+    """Return the groups whose rewards are equal, or of which none has a reward."""
+
+    def flat(group: Sequence[Row]) -> bool:
+        rewards = [row["reward"] for row in group if row["reward"] is not None]
+        return not rewards or max(rewards) - min(rewards) <= EQUAL * max(1.0, *map(abs, rewards))
+
+    return [group for group in groups_of(rollouts) if flat(group)]
+
+
+def duplicates(rollouts: Iterable[Row]) -> list[Row]:
+    """Return the rollouts whose text another one of the same prompt has too."""
+    found: list[Row] = []
+    for group in groups_of(rollouts):
+        counts = Counter(row["completion"] for row in group)
+        found += [row for row in group if counts[row["completion"]] > 1]
+    return found
+
+
+def places(rollouts: Sequence[Row]) -> tuple[RolloutPlace, ...]:
+    """Return where the first few of these lie."""
+    return tuple(RolloutPlace(row["prompt_id"], row["sample"]) for row in rollouts[:SHOWN])
+
+
+def _mean(rows: Sequence[Row], metric: str, steps: int) -> float:
+    values = [float(row.get(metric, np.nan)) for row in rows]
+    return fmean(values) if len(values) == steps else float("nan")
