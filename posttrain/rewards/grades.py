@@ -18,4 +18,4 @@ def answer_form(rewards: Iterable[str]) -> Profile | None:
 
 def has_answer(text: str, form: Profile, *, truncated: bool) -> bool:
     """Return whether the text gives an answer in this form, right or wrong."""
-    return extract(text, profile=form, truncated=truncated).text is not None
+    return extract(text, profile=form, truncated=truncated, last_number=True).text is not None

@@ -104,5 +104,5 @@ def _number(text: str) -> Fraction | None:
     """Return the number that a text is, without its commas and currency signs; None where it is none, or endless."""
     if len(text) > MAX_NUMBER_CHARACTERS:
         return None
-    plain = "".join(character for character in text if unicodedata.category(character) != "Sc")
+    plain = "".join(character for character in text.replace("\\$", "") if unicodedata.category(character) != "Sc")
     return exact_value(_DIGIT_COMMA.sub("", plain))

@@ -24,7 +24,8 @@ from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of, open_rewards
 from posttrain.rewards.grades import answer_form, has_answer
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, require_gold, reward_arguments, score
+from posttrain.rewards.math_answers import Verdict, gold_error, grade
+from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, reward_arguments, score
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
 from posttrain.settings import PolicyStageSettings, SamplingSettings
@@ -173,6 +174,9 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     }
     if (form := answer_form(rollouts[0].scores)) is not None:
         metrics["completions/answered_ratio"] = fmean(_answered(rollout, form) for rollout in rollouts)
+        metrics["completions/could_not_grade"] = fmean(
+            _gave_up(tree, each, form) for tree in trees for each in tree.rollouts
+        )
     for name in rollouts[0].scores:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
         metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
@@ -198,6 +202,7 @@ def rollout_rows(
                     "sample": sample,
                     "prompt": _text(tree.prompt),
                     "messages": _messages(tree.prompt),
+                    "gold": gold_answer(tree.prompt.columns),
                     "completion": completion.text,
                     "reward": rollout.reward,
                     **{f"rewards/{name}": value for name, value in rollout.scores.items()},
@@ -216,6 +221,14 @@ def rollout_rows(
 def _answered(rollout: Rollout, form: Profile) -> bool:
     truncated = rollout.completion.stop_reason is StopReason.LENGTH
     return has_answer(rollout.completion.text, form, truncated=truncated)
+
+
+def _gave_up(tree: Tree, rollout: Rollout, form: Profile) -> bool:
+    """Whether the grader gave up on an answer, which then scored 0; an unusable gold counts as unscorable instead."""
+    gold = gold_answer(tree.prompt.columns)
+    if gold is None or gold_error(gold) is not None:
+        return False
+    return grade(rollout.completion.text, gold, profile=form).verdict is Verdict.COULD_NOT_GRADE
 
 
 def _text(prompt: Prompt) -> str:

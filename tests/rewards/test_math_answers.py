@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.hostile import HOSTILE
+from benchmarks.rewrites import others, rewrites
 from posttrain.rewards.math_answers import Policy, Verdict, gold_error, grade, grade_answer, grade_many
 from posttrain.rewards.math_answers.limits import MAX_STEPS
 from posttrain.rewards.math_answers.structures import Comparison
-from tests.rewards.rewrites import others, rewrites
 
 SHARED = next((up / "shared" / "data" for up in Path(__file__).parents if (up / "shared").is_dir()), Path("shared"))
 MATH500, GSM8K = SHARED / "math500" / "test.jsonl", SHARED / "gsm8k"
@@ -128,55 +129,6 @@ def test_golds_of_gsm8k_and_math_solutions_are_read() -> None:
     assert grade_answer("1/2", r"Thus $x = \boxed{\frac12}$.").verdict is Verdict.RIGHT
     assert gold_error("#### 18") is None
     assert gold_error(" ") == "the gold answer is empty"
-
-
-HOSTILE = {
-    "boxes": "\\boxed{" * 20000,
-    "braces": "{" * 4000,
-    "brackets": "(" * 2000 + "1" + ")" * 2000,
-    "sets": "\\{1," * 200 + "\\}" * 200,
-    "digits": "9" * 4096,
-    "tower": "9^{9^{9^9}}",
-    "plain tower": "9^9^9^9^9",
-    "long tower": "2^" * 1300 + "2",
-    "spaces": " " * 100_000,
-    "phrases": "answer:" * 20000,
-    "phrase and spaces": "answer" + " " * 100_000 + "x",
-    "thoughts": "<think>" * 20000,
-    "tags": "<answer>" * 10000 + "</answer>" * 10000,
-    "hashes": "####" * 30000,
-    "letters": "1" + "a" * 4000,
-    "commas": "," * 4000,
-    "thousands": "1,000" * 20000,
-    "signs": "\\pm" * 1000,
-    "minuses": "-" * 4000 + "1",
-    "factorials": "5" + "!" * 4000,
-    "a large factorial": "100000000000!",
-    "a large binomial": "\\binom{1000000}{500000}",
-    "roots": "\\sqrt" * 1000 + "2",
-    "functions": "\\sin" * 1000 + "x",
-    "powers": "(x+y+z+w)^{200}",
-    "a large power": "(1+x)^{1000000}",
-    "products": "*".join(["9^{9000}"] * 400),
-    "sums of roots": "+".join(f"\\sqrt{{{i}}}" for i in range(2, 500)),
-    "sums of fractions": "+".join(f"\\frac{{1}}{{{i}^{{500}}}}" for i in range(2, 200)),
-    "a set of roots": "\\{" + ",".join(f"\\sqrt{{{i}}}+\\sqrt{{{i + 1}}}" for i in range(200)) + "\\}",
-    "nested roots": "\\sqrt{2+" * 60 + "2" + "}" * 60,
-    "nested functions": "\\sin(\\cos(" * 30 + "x" + "))" * 30,
-    "cells": "\\begin{pmatrix}" + "1&" * 2000 + "\\end{pmatrix}",
-    "bars": "|x" * 1300,
-    "equalities": "=".join("1" * 2000),
-    "unions": "\\cup".join(["(1,2)"] * 600),
-    "units": "5 " + "cm " * 1300,
-    "degrees": "5" + "^\\circ" * 600,
-    "subscripts": "x_{" * 60 + "1" + "}" * 60,
-    "exponents": "e^{e^{e^{10}}}",
-    "angles": "\\sin(10^{1000})",
-    "small": "10^{-9999}",
-    "repeating": "0.\\overline{" + "123456789" * 400 + "}",
-    "surrogates": "\x00\ud800",
-    "other digits": "٤٢",
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -139,6 +139,8 @@ def _operate(
         steps.spend(bits(each.value) // 64)
         return arithmetic.rational(each.value)
     if head == "symbol":
+        if str(each.value) not in values:  # of a sum that was not written out
+            raise _Unsupported
         return arithmetic.rational(values[str(each.value)])
     if head == "constant":
         return _constant(str(each.value), arithmetic)

@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy
 
-CPU_SECONDS = 0.3  # of one question; the kernel ends the fork
+CPU_SECONDS = 0.25  # of one question; the kernel ends the fork
 WALL_SECONDS = 3.0  # of one that sleeps, or on a machine too busy to give it its CPU time
 MEMORY_BYTES = 256 * 2**20  # of address space, sympy itself included
 MAX_POWER_DIGITS = 5000

@@ -102,10 +102,10 @@ def _tiers(gold: Node, answer: Node, by: Comparison) -> bool:
         return _near(gold, real_value(gold, by.steps), answer, by)
     if not kinds or "unknown" in kinds:
         return False
-    by.decided_by, tier = _later_tier(kinds, constant=not (symbols(gold) | symbols(answer)))
-    if (equal := tier(gold, answer, by.steps)) is None:
-        raise GaveUp(f"an identity that {by.decided_by} could not decide")
-    return equal
+    for by.decided_by, tier in _later_tiers(kinds, constant=not (symbols(gold) | symbols(answer))):
+        if (equal := tier(gold, answer, by.steps)) is not None:
+            return equal
+    raise GaveUp(f"an identity that {by.decided_by} could not decide")
 
 
 def _near(gold: Node, expected: Fraction | None, answer: Node, by: Comparison) -> bool:
@@ -154,22 +154,20 @@ def _at_whole_numbers(gold: Node, answer: Node, steps: Steps) -> bool | None:
     return True if agreed > len(WHOLE_POINTS) // 2 else None
 
 
-def _at_whole_numbers_or_symbolically(gold: Node, answer: Node, steps: Steps) -> bool | None:
-    same = _at_whole_numbers(gold, answer, steps)
-    return ask(gold, answer) if same is None else same
-
-
 def _symbolically(gold: Node, answer: Node, steps: Steps) -> bool | None:
     return ask(gold, answer)
 
 
 Tier = Callable[[Node, Node, Steps], bool | None]
+NUMERIC: tuple[str, Tier] = ("decimals at two precisions", numerically_equal)
+WHOLE: tuple[str, Tier] = ("whole values of the variables", _at_whole_numbers)
+SYMBOLIC: tuple[str, Tier] = ("sympy", _symbolically)
 
 
-def _later_tier(kinds: set[str], *, constant: bool) -> tuple[str, Tier]:
-    """The tier for expressions with such functions, and its name; sympy gets what no other can evaluate."""
-    if kinds == {"analytic"} or (constant and "special" not in kinds):
-        return "decimals at two precisions", numerically_equal
-    if kinds == {"discrete"}:
-        return "whole values of the variables", _at_whole_numbers_or_symbolically
-    return "sympy", _symbolically
+def _later_tiers(kinds: set[str], *, constant: bool) -> tuple[tuple[str, Tier], ...]:
+    """The tiers for expressions with such functions; sympy gets only what no other can evaluate."""
+    if kinds == {"analytic"}:
+        return (NUMERIC,)
+    if "special" in kinds:
+        return (SYMBOLIC,)
+    return (NUMERIC, SYMBOLIC) if constant else (WHOLE, SYMBOLIC)

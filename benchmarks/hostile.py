@@ -1,0 +1,61 @@
+"""Texts that stall, crash or fill the memory of graders: each must be survived, and never be right.
+
+Data of the tests and of `benchmarks.grading`.
+"""
+
+HOSTILE = {
+    "boxes": "\\boxed{" * 20000,
+    "braces": "{" * 4000,
+    "brackets": "(" * 2000 + "1" + ")" * 2000,
+    "sets": "\\{1," * 200 + "\\}" * 200,
+    "digits": "9" * 4096,
+    "tower": "9^{9^{9^9}}",
+    "plain tower": "9^9^9^9^9",
+    "long tower": "2^" * 1300 + "2",
+    "spaces": " " * 100_000,
+    "phrases": "answer:" * 20000,
+    "phrase and spaces": "answer" + " " * 100_000 + "x",
+    "thoughts": "<think>" * 20000,
+    "tags": "<answer>" * 10000 + "</answer>" * 10000,
+    "hashes": "####" * 30000,
+    "letters": "1" + "a" * 4000,
+    "commas": "," * 4000,
+    "thousands": "1,000" * 20000,
+    "signs": "\\pm" * 1000,
+    "minuses": "-" * 4000 + "1",
+    "factorials": "5" + "!" * 4000,
+    "a large factorial": "100000000000!",
+    "a large binomial": "\\binom{1000000}{500000}",
+    "roots": "\\sqrt" * 1000 + "2",
+    "functions": "\\sin" * 1000 + "x",
+    "powers": "(x+y+z+w)^{200}",
+    "a large power": "(1+x)^{1000000}",
+    "products": "*".join(["9^{9000}"] * 400),
+    "sums of roots": "+".join(f"\\sqrt{{{i}}}" for i in range(2, 500)),
+    "sums of fractions": "+".join(f"\\frac{{1}}{{{i}^{{500}}}}" for i in range(2, 200)),
+    "a set of roots": "\\{" + ",".join(f"\\sqrt{{{i}}}+\\sqrt{{{i + 1}}}" for i in range(200)) + "\\}",
+    "nested roots": "\\sqrt{2+" * 60 + "2" + "}" * 60,
+    "nested functions": "\\sin(\\cos(" * 30 + "x" + "))" * 30,
+    "cells": "\\begin{pmatrix}" + "1&" * 2000 + "\\end{pmatrix}",
+    "bars": "|x" * 1300,
+    "equalities": "=".join("1" * 2000),
+    "unions": "\\cup".join(["(1,2)"] * 600),
+    "units": "5 " + "cm " * 1300,
+    "degrees": "5" + "^\\circ" * 600,
+    "subscripts": "x_{" * 60 + "1" + "}" * 60,
+    "exponents": "e^{e^{e^{10}}}",
+    "angles": "\\sin(10^{1000})",
+    "small": "10^{-9999}",
+    "repeating": "0.\\overline{" + "123456789" * 400 + "}",
+    "surrogates": "\x00\ud800",
+    "other digits": "٤٢",
+}
+
+# These reach the symbolic child, which ends them.
+TALKATIVE = {
+    "a long sum": "\\sum_{k=1}^{1000000000} k^k",
+    "an infinite product": "\\prod_{k=1}^{\\infty} (1+1/k^2)",
+    "an integral without a form": "\\int_0^1 e^{x^x} \\sin(x^9) dx",
+    "a large gamma": "\\Gamma(10^{10})",
+    "a large zeta": "\\zeta(10^9)",
+}
