@@ -1,7 +1,8 @@
 """Complex arithmetic with as many decimal digits as asked for, by the standard library's `decimal`.
 
-Pure: each `Arithmetic` has a context of its own, so threads do not meet. Values are pairs of real and imaginary part.
-Raises `decimal.DecimalException` where a value does not exist or is out of range.
+Pure: each `Arithmetic` has a context of its own and nothing reads the thread's, so neither threads nor callers meet.
+Values are pairs of real and imaginary part. Raises `decimal.DecimalException` where a value does not exist or is out of
+range.
 """
 
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
@@ -35,7 +36,12 @@ def pi(digits: int) -> Decimal:
         return total
 
     value = 4 * (4 * arctan_of_inverse(5) - arctan_of_inverse(239))
-    return Decimal(value).scaleb(-(digits + 10), context(digits + 20)).normalize(context(digits + 5))
+    return context(digits + 5).multiply(Decimal(value), ten_to(-(digits + 10)))
+
+
+def ten_to(exponent: int) -> Decimal:
+    """Return a power of ten, exactly, whatever the thread's own context says."""
+    return Decimal((0, (1,), exponent))
 
 
 def context(digits: int) -> Context:
@@ -133,6 +139,8 @@ class Arithmetic:
 
     def ln(self, x: Complex) -> Complex:
         """Return the principal natural logarithm."""
+        if not any(x):
+            raise NotReal
         return self.context.ln(self.absolute(x)), self.argument(x)
 
     def argument(self, x: Complex) -> Decimal:
@@ -164,8 +172,8 @@ class Arithmetic:
         """Return the alternating sum of x^n / n! over every second n from where it starts."""
         square = self.context.multiply(x, x)
         term = total = first
-        smallest = Decimal(1).scaleb(-(self.digits + GUARD + 2))
-        while abs(term) > smallest:
+        smallest = ten_to(-(self.digits + GUARD + 2))
+        while term.copy_abs() > smallest:
             n += 2
             term = self.context.divide(self.context.multiply(term, square), Decimal(-n * (n - 1)))
             total = self.context.add(total, term)
@@ -173,7 +181,7 @@ class Arithmetic:
 
     def arctan(self, x: Decimal) -> Decimal:
         """Return the angle of a real tangent: halved four times, then the series."""
-        if abs(x) > 1:
+        if x.copy_abs() > 1:
             half = self.context.divide(self.pi, Decimal(2) if x > 0 else Decimal(-2))
             return self.context.subtract(half, self.arctan(self.context.divide(ONE, x)))
         for _ in range(4):
@@ -182,8 +190,8 @@ class Arithmetic:
         square = self.context.minus(self.context.multiply(x, x))
         power = total = x
         n = 1
-        smallest = Decimal(1).scaleb(-(self.digits + GUARD + 2))
-        while abs(power) > smallest:
+        smallest = ten_to(-(self.digits + GUARD + 2))
+        while power.copy_abs() > smallest:
             n += 2
             power = self.context.multiply(power, square)
             total = self.context.add(total, self.context.divide(power, Decimal(n)))

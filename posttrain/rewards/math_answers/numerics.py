@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, DecimalException
 from fractions import Fraction
 from typing import NamedTuple
 
-from posttrain.rewards.math_answers.decimals import ONE, ZERO, Arithmetic, Complex
+from posttrain.rewards.math_answers.decimals import ONE, ZERO, Arithmetic, Complex, ten_to
 from posttrain.rewards.math_answers.exact import Undefined, bits, exact
 from posttrain.rewards.math_answers.limits import Steps
 from posttrain.rewards.math_answers.tree import Node, fold, symbols
@@ -88,7 +88,9 @@ def _equal_at(
         return None
     if small and sharper.size <= sharper.bound:
         return True
-    stays = sharper.size > gap.bound and abs(gap.size - sharper.size) * 1000 < sharper.size
+    context = Arithmetic(sharper.digits).context
+    moved = context.multiply(context.subtract(gap.size, sharper.size).copy_abs(), Decimal(1000))
+    stays = sharper.size > gap.bound and moved < sharper.size
     return False if stays and not small else None
 
 
@@ -104,7 +106,7 @@ def _gap(first: Node, second: Node, values: Mapping[str, Fraction], digits: int,
     size = arithmetic.absolute(arithmetic.add(one.value, arithmetic.negate(other.value)))
     largest = max(one.largest, other.largest)
     spread = largest - min(one.smallest, other.smallest)
-    return _Gap(digits, size, ONE.scaleb(largest - digits + GUARD_DIGITS), spread)
+    return _Gap(digits, size, ten_to(largest - digits + GUARD_DIGITS), spread)
 
 
 def _measure(root: Node, values: Mapping[str, Fraction], digits: int, steps: Steps) -> _Measured | None:
@@ -117,6 +119,8 @@ def _measure(root: Node, values: Mapping[str, Fraction], digits: int, steps: Ste
         nonlocal largest, smallest
         steps.spend(cost)
         value = _operate(each, parts, arithmetic, values, steps)
+        if not (value[0].is_finite() and value[1].is_finite()):
+            raise _Unsupported
         size = max(value[0].adjusted() if value[0] else -MAX_DIGITS, value[1].adjusted() if value[1] else -MAX_DIGITS)
         if any(value):
             largest = max(largest, size)
@@ -198,8 +202,8 @@ def _tangent(arithmetic: Arithmetic, parts: list[Complex]) -> Decimal:
 
 
 def _arcsin(arithmetic: Arithmetic, x: Decimal) -> Decimal:
-    if abs(x) == 1:
-        return arithmetic.context.divide(arithmetic.pi, Decimal(2) * x)
+    if x.copy_abs() == 1:
+        return arithmetic.context.divide(arithmetic.pi, Decimal(2) if x > 0 else Decimal(-2))
     rest = arithmetic.context.sqrt(arithmetic.context.subtract(ONE, arithmetic.context.multiply(x, x)))
     return arithmetic.arctan(arithmetic.context.divide(x, rest))
 
@@ -237,9 +241,12 @@ def _rounded(rounding: str) -> Function:
 
     def apply(arithmetic: Arithmetic, parts: list[Complex]) -> Complex:
         x = arithmetic.real(parts[0])
-        if abs(x.adjusted()) > DIGITS // 2 or abs(x - x.to_integral_value()) < ONE.scaleb(-DIGITS // 2):
+        whole = x.to_integral_value(rounding)
+        rest = arithmetic.context.subtract(x, whole).copy_abs()
+        edge = ten_to(-(DIGITS // 2))
+        if abs(x.adjusted()) > DIGITS // 2 or rest < edge or arithmetic.context.subtract(ONE, rest) < edge:
             raise _Unsupported
-        return x.to_integral_value(rounding), ZERO
+        return whole, ZERO
 
     return apply
 

@@ -173,7 +173,16 @@ def _statement(items: Sequence[Item]) -> Node:
     signs = [named(item) for item in items if is_operator(item, *RELATIONS)]
     if not signs:
         return _side(items)
-    return node("relation", *map(_side, _split(items, *RELATIONS)), value=" ".join(signs))
+    sides = [_named_side(part) or _side(part) for part in _split(items, *RELATIONS)]
+    return node("relation", *sides, value=" ".join(signs))
+
+
+def _named_side(items: Sequence[Item]) -> Node | None:
+    """A side like P(x), which may be a product too: which one, the other side says."""
+    if len(items) != 2 or not (isinstance(items[0], Token) and items[0].kind == "name" and _is_call(items[1])):
+        return None
+    whole = expression(items)
+    return whole if whole.head == "call" else node("named call", whole, value=f"{items[0].text}(…)")
 
 
 def _side(items: Sequence[Item]) -> Node:
@@ -182,8 +191,6 @@ def _side(items: Sequence[Item]) -> Node:
         raise Unreadable("a side that is empty")
     if len(items) == 1:
         return expression(items)
-    if len(items) == 2 and isinstance(items[0], Token) and items[0].kind == "name" and _is_call(items[1]):
-        return expression(items) if items[0].text in "fghFG" else _call(items[0], items[1])
     operators = {named(item) for item in items if is_operator(item)}
     if sets := operators & set(SET_OPERATORS):
         if len(sets) > 1:
@@ -204,13 +211,6 @@ def _side_of_set(items: Sequence[Item]) -> Node:
 
 def _is_call(item: Item) -> bool:
     return isinstance(item, Group) and item.brackets == "()" and item.node.head in ("symbol", "number", "()")
-
-
-def _call(name: Item, argument: Item) -> Node:
-    """A name before a bracket, alone on its side: P(x) = ..., but also a(b); which one, the other side says."""
-    assert isinstance(argument, Group)
-    product = expression([name, argument])
-    return node("named call", product, value=f"{named(name)}(…)")
 
 
 def _unit(items: Sequence[Item]) -> tuple[Sequence[Item], str | None]:

@@ -19,6 +19,8 @@ SETS = frozenset({"union", "intersection", "difference"})
 STRUCTURES = INTERVALS | UNORDERED | SETS | {"matrix", "relation", "ratio", "text", "builder"}
 INFINITY = constant("infinity")
 MINUS_INFINITY = node("neg", INFINITY)
+REALS = node("()", MINUS_INFINITY, INFINITY)
+ALL_REALS = ("all real numbers", "real numbers", "all reals")
 ROUGH = Fraction(1, 100)  # how far an approximation in a chain of equalities may be off
 
 
@@ -27,6 +29,9 @@ def equal(gold: Node, answer: Node, by: Comparison, level: int = 0) -> bool:
     if level > MAX_STRUCTURE:
         raise GaveUp("an answer of too many structures inside one another")
     by.steps.spend(5)
+    subjects = {name for name in (_subject(gold), _subject(answer)) if name is not None}
+    if len(subjects) > 1:
+        return False
     gold, answer = _unchained(gold, by), _unchained(answer, by)
     if not (gold.head == answer.head == "relation" and _equal_relations(gold, answer, by, level)):
         gold, answer = _as_set(gold), _as_set(answer)
@@ -157,7 +162,7 @@ def _unchained(side: Node, by: Comparison) -> Node:
     if side.head != "relation":
         return side
     signs = str(side.value).split()
-    if "in" in signs and len(signs) == 1 and side.args[1].head != "constant":
+    if signs == ["in"]:
         return side.args[1] if _single_name(side.args[0]) is not None else side
     if set(signs) - {"=", "~"} or (signs == ["="] and symbols(side)):
         return side
@@ -251,13 +256,39 @@ def _small_fraction(value: int) -> Fraction | None:
 
 def _as_set(side: Node) -> Node:
     """An inequality on one name as an interval, several joined by "or" as their union; all else unchanged."""
-    if side.head == "list" and side.value in ("or", "and"):
-        intervals = [_interval(part) for part in side.args]
-        names = {name for part in side.args if (name := _bounded_name(part)) is not None}
-        if len(names) == 1 and all(each is not None for each in intervals):
-            return node("union" if side.value == "or" else "intersection", *(each for each in intervals if each))
-        return side
+    if side.head == "list" and side.value in ("or", "and") and _subject(side) is not None:
+        intervals = [each for part in side.args if (each := _interval(part)) is not None]
+        if len(intervals) == len(side.args):
+            return node("union", *intervals) if side.value == "or" else _intersection(intervals)
+    if (side.head == "constant" and side.value == "reals") or (side.head == "text" and side.value in ALL_REALS):
+        return REALS
+    if side.head == "difference" and len(side.args) == 2 and _as_set(side.args[0]) is REALS:
+        removed = side.args[1]
+        return _without(removed.args[0]) if removed.head == "{}" and len(removed.args) == 1 else side
     return _interval(side) or side
+
+
+def _intersection(intervals: Sequence[Node]) -> Node:
+    """What lies above one bound and below another as one interval."""
+    if len(intervals) == 2:
+        below, above = sorted(intervals, key=lambda each: each.args[0] is not MINUS_INFINITY)
+        if below.args[0] is MINUS_INFINITY and above.args[1] is INFINITY:
+            return node(above.head[0] + below.head[1], above.args[0], below.args[1])
+    return node("intersection", *intervals)
+
+
+def _without(bound: Node) -> Node:
+    return node("union", node("()", MINUS_INFINITY, bound), node("()", bound, INFINITY))
+
+
+def _subject(side: Node) -> str | None:
+    """The name that a condition is on: of x > 2, of x in S, of several joined ones if all are on it."""
+    if side.head == "list" and side.value in ("or", "and"):
+        names = {_subject(part) for part in side.args}
+        return names.pop() if len(names) == 1 else None
+    if side.head == "relation" and side.value == "in":
+        return _single_name(side.args[0])
+    return _bounded_name(side)
 
 
 def _interval(side: Node) -> Node | None:
@@ -267,7 +298,7 @@ def _interval(side: Node) -> Node | None:
     signs = str(side.value).split()
     if signs == ["!="]:
         bound = side.args[1] if _is_name(side.args[0]) else side.args[0]
-        return node("union", node("()", MINUS_INFINITY, bound), node("()", bound, INFINITY))
+        return _without(bound)
     args = list(side.args)
     if signs[0] in (">", ">="):
         args.reverse()
