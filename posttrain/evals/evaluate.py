@@ -31,7 +31,7 @@ from posttrain.evals.tasks import (
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.extraction import Profile
-from posttrain.rewards.math_answers import GRADER_VERSION, Grade, Policy, Verdict, gold_error, grade
+from posttrain.rewards.math_answers import GRADER_VERSION, LENIENT, Grade, Verdict, gold_error, grade
 from posttrain.rewards.scoring import gold_answer, require_gold
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
@@ -40,7 +40,6 @@ from posttrain.seeds import derive_seed
 from posttrain.settings import DataSettings, EvalSettings, SamplingSettings
 
 PROBLEMS_PER_STEP = 256  # what an interruption can lose
-LENIENT = Policy(last_number=True)
 SAMPLES_FILE, SUMMARY_FILE = "samples.parquet", "summary.json"
 
 

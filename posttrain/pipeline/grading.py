@@ -17,10 +17,9 @@ from posttrain.records import StopReason
 from posttrain.rewards.arguments import GOLD_COLUMNS, completion_text
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.grades import FORMS
-from posttrain.rewards.math_answers import GRADER_VERSION, Grade, Policy, Verdict, gold_error, grade, grade_answer
+from posttrain.rewards.math_answers import GRADER_VERSION, LENIENT, Grade, Verdict, gold_error, grade, grade_answer
 from posttrain.runs.rollout_files import read_rollouts
 
-LENIENT = Policy(last_number=True)
 RESPONSE_COLUMNS = ("response", "completion", "prediction")
 SHOWN_CHARACTERS = 60
 

@@ -38,9 +38,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _BOX_JOINTS = {",", "and", "or", ", and", ", or"}
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####")
-_PHRASE = re.compile(r"\banswer(?: is\b|[*_ ]*:)[*_:\s]*", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer(?: is(?=\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b)|[*_ ]*:)[*_:\s]*", re.IGNORECASE)
 _LINE = re.compile(r"[^\n]*?(?=\.\s+[A-Z]|\n|\Z)")
-_REFUSAL = re.compile(r"(?:not|never|neither|wrong|unknown)\b", re.IGNORECASE)
+_REFUSAL = re.compile(r"(?:n['\N{RIGHT SINGLE QUOTATION MARK}]t|not|never|neither|wrong|unknown)\b", re.IGNORECASE)
 _MARKDOWN = " \t\r*`_"
 _LETTER = re.compile(r"\s*\(?([A-J])(?:[).:]+)?\s*")
 _NUMBER = re.compile(r"(?<![0-9])-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?:\\?%)?")

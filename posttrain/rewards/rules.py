@@ -12,11 +12,10 @@ from typing import Any
 
 from posttrain.rewards.arguments import completion_text, gold_column
 from posttrain.rewards.extraction import Profile, extract, gold_text
-from posttrain.rewards.math_answers import Grade, Policy, Verdict, exact_value, gold_error, grade
+from posttrain.rewards.math_answers import LENIENT, Grade, Verdict, exact_value, gold_error, grade
 from posttrain.settings.rewards import NumericMatchOptions
 
 MAX_NUMBER_CHARACTERS = 256
-LENIENT = Policy(last_number=True)
 _DIGIT_COMMA = re.compile("(?<=[0-9]),(?=[0-9])")
 
 

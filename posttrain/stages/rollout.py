@@ -22,9 +22,8 @@ from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, T
 from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of, open_rewards
-from posttrain.rewards.grades import answer_form, has_answer
+from posttrain.rewards.grades import answer_form, gave_up, has_answer
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.math_answers import Verdict, gold_error, grade
 from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, reward_arguments, score
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
@@ -175,7 +174,7 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     if (form := answer_form(rollouts[0].scores)) is not None:
         metrics["completions/answered_ratio"] = fmean(_answered(rollout, form) for rollout in rollouts)
         metrics["completions/could_not_grade"] = fmean(
-            _gave_up(tree, each, form) for tree in trees for each in tree.rollouts
+            _gave_up(tree.prompt, rollout, form) for tree in trees for rollout in tree.rollouts
         )
     for name in rollouts[0].scores:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
@@ -223,12 +222,9 @@ def _answered(rollout: Rollout, form: Profile) -> bool:
     return has_answer(rollout.completion.text, form, truncated=truncated)
 
 
-def _gave_up(tree: Tree, rollout: Rollout, form: Profile) -> bool:
-    """Whether the grader gave up on an answer, which then scored 0; an unusable gold counts as unscorable instead."""
-    gold = gold_answer(tree.prompt.columns)
-    if gold is None or gold_error(gold) is not None:
-        return False
-    return grade(rollout.completion.text, gold, profile=form).verdict is Verdict.COULD_NOT_GRADE
+def _gave_up(prompt: Prompt, rollout: Rollout, form: Profile) -> bool:
+    truncated = rollout.completion.stop_reason is StopReason.LENGTH
+    return gave_up(rollout.completion.text, gold_answer(prompt.columns), form, truncated=truncated)
 
 
 def _text(prompt: Prompt) -> str:

@@ -36,6 +36,7 @@ def test_the_first_rule_that_applies_decides(response: str, rule: str, text: str
         "\\boxed{} 42",
         "####\n42",
         "The answer is not 42",
+        "The answer isn't 42",
         "",
     ],
 )

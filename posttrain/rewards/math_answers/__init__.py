@@ -2,6 +2,7 @@
 
 from posttrain.rewards.math_answers.grading import (
     GRADER_VERSION,
+    LENIENT,
     Grade,
     Policy,
     Verdict,
@@ -14,6 +15,7 @@ from posttrain.rewards.math_answers.grading import (
 
 __all__ = [
     "GRADER_VERSION",
+    "LENIENT",
     "Grade",
     "Policy",
     "Verdict",

@@ -52,6 +52,8 @@ class Grade:
 
 
 STRICT = Policy()
+LENIENT = Policy(last_number=True)
+"""What evaluations and rewards grade by where they take an answer in any form."""
 
 
 def grade(

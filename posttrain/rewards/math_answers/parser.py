@@ -17,7 +17,7 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "in", "to")
 SET_OPERATORS = {"cup": "union", "cap": "intersection", "minus": "difference"}
 CLOSINGS = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "{set": ("}set",), "|": ("|",), "<": (">",)}
 CLOSINGS |= {"floor": ("floor",), "ceil": ("ceil",)}
-FLOATING = ("(", "[", "{set")  # brackets that make structures
+INTERVALS = ("()", "(]", "[)", "[]")
 
 
 @dataclass(slots=True)
@@ -179,7 +179,9 @@ def _statement(items: Sequence[Item]) -> Node:
 
 def _named_side(items: Sequence[Item]) -> Node | None:
     """A side like P(x), which may be a product too: which one, the other side says."""
-    if len(items) != 2 or not (isinstance(items[0], Token) and items[0].kind == "name" and _is_call(items[1])):
+    if len(items) < 2 or not (isinstance(items[0], Token) and items[0].kind == "name" and _is_call(items[-1])):
+        return None
+    if not all(isinstance(item, Node) or is_operator(item, "^", "_", "'") for item in items[1:-1]):
         return None
     whole = expression(items)
     return whole if whole.head == "call" else node("named call", whole, value=f"{items[0].text}(…)")
@@ -191,6 +193,7 @@ def _side(items: Sequence[Item]) -> Node:
         raise Unreadable("a side that is empty")
     if len(items) == 1:
         return expression(items)
+    items = _typed_unions(items)
     operators = {named(item) for item in items if is_operator(item)}
     if sets := operators & set(SET_OPERATORS):
         if len(sets) > 1:
@@ -203,6 +206,19 @@ def _side(items: Sequence[Item]) -> Node:
     parts = _split(items, ":")
     value = node("ratio", *map(expression, parts)) if len(parts) > 1 else expression(items)
     return node("unit", value, value=unit) if unit else value
+
+
+def _typed_unions(items: Sequence[Item]) -> Sequence[Item]:
+    """The items with a letter U between two intervals as the sign that it stands for."""
+
+    def is_interval(at: int) -> bool:
+        item = items[at] if 0 < at + 1 <= len(items) else None
+        return isinstance(item, Group) and item.node.head in INTERVALS
+
+    return [
+        Token("operator", "cup") if item == ("name", "U") and is_interval(at - 1) and is_interval(at + 1) else item
+        for at, item in enumerate(items)
+    ]
 
 
 def _side_of_set(items: Sequence[Item]) -> Node:

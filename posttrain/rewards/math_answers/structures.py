@@ -136,6 +136,8 @@ def _name_of(side: Node) -> str | None:
     if side.head != "relation" or side.value != "=" or len(side.args) != 2:
         return None
     left, right = side.args
+    if left.head == "()" and all(part.head == "symbol" for part in left.args) and not symbols(left) & symbols(right):
+        return ",".join(str(part.value) for part in left.args)  # (x, y) = (1, 2)
     if (name := _single_name(left)) is not None and name not in symbols(right):
         return name
     name = _single_name(right)
@@ -144,7 +146,7 @@ def _name_of(side: Node) -> str | None:
 
 def _value_of(equation: Node) -> Node:
     left, right = equation.args
-    return right if _single_name(left) is not None else left
+    return right if left.head == "()" or _single_name(left) is not None else left
 
 
 def _single_name(side: Node) -> str | None:

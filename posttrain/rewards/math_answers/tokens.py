@@ -235,6 +235,8 @@ class _Tokenizer:
             self.put("constant", CONSTANTS[run])
         elif run in GREEK:
             self.put("name", f"\\{run}")
+        elif run == "in" and self.tokens and self.tokens[-1].kind == "name" and _set_follows(match):
+            self.put("operator", "in")
         elif is_unit_word(lower) and len(run) <= 3 and singular(lower) == lower:
             self.put("run", run)
         elif lower in ("and", "or", "percent") or lower in WORDS or lower in SCALES or is_unit_word(lower):
@@ -250,6 +252,11 @@ class _Tokenizer:
     def variables(self, run: str) -> None:
         for letter in run:
             self.put("constant" if letter in _LETTER_CONSTANTS else "name", letter)
+
+
+def _set_follows(match: re.Match[str]) -> bool:
+    """Whether a bracket or a command stands behind: `x in [0, 1]`, not `5x in`."""
+    return match.string[match.end() :].lstrip().startswith(("(", "[", "\\{", "\\left", "\\mathbb"))
 
 
 def _leading_function(run: str) -> str | None:

@@ -53,7 +53,7 @@ SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 1
 _KNOWN = frozenset(MEASURES) | frozenset(_OTHER)
 # Of one letter, these alone, and only inside \text and the like: anything else is a variable.
 _LETTERS = frozenset("mgshlLNJWVAKCFT")
-_BARE = words("mm cm km kg mg ml ft in lb lbs oz hr hrs sec secs min mins mph kph day days cup cups ton tons")
+_BARE = words("mm cm km kg mg ml ft in lb lbs oz hr hrs sec secs min mins mph kph day days cup cups ton tons deg")
 # Plural nouns (18 eggs) count as units, but not words that change the value.
 _PLURAL = re.compile(r"[a-z]{2,20}(?<!th)(?<![suia])s")
 _VALUES = words(
