@@ -38,13 +38,23 @@ def check(text: str, gold: str) -> None:
         found = grade(text, gold, profile=profile)  # type: ignore[arg-type]
         assert found.span is None or 0 <= found.span[0] <= found.span[1] <= len(text), "a span outside the response"
     assert time.process_time() - started < SLOWEST_SECONDS, "too slow"
-    assert grade_answer(text, gold) == there, "another verdict the second time"
+    again = grade_answer(text, gold)
+    assert again == there, f"another verdict the second time: {there.reason}, {again.reason}"
     if gold_error(text) is None and "####" not in text and "box" not in text:
         assert itself.verdict is Verdict.RIGHT, "not equal to itself"
     one_sided = ("%", ".", "percent", "million", "cm", "#", "box", "C")  # decimals and percentages are not symmetric
     if not any(mark in text + gold for mark in one_sided):
         rights = [found.verdict is Verdict.RIGHT for found in (there, back)]
         assert rights[0] == rights[1] or Verdict.COULD_NOT_GRADE in (there.verdict, back.verdict), "not symmetric"
+
+
+def checked(text: str, gold: str) -> None:
+    """Check, and print what breaks a property."""
+    try:
+        check(text, gold)
+    except BaseException:
+        print(f"text {text!r}\ngold {gold!r}", file=sys.stderr)
+        raise
 
 
 def mutated(seeds: list[str], random_source: random.Random) -> str:
@@ -72,11 +82,7 @@ def at_random(seeds: list[str], seconds: float, seed: int) -> int:
     while time.monotonic() < end:
         text, gold = mutated(seeds, random_source), random_source.choice(seeds)
         gold = mutated(seeds, random_source) if random_source.random() < 0.3 else gold
-        try:
-            check(text, gold)
-        except BaseException:
-            print(f"text {text!r}\ngold {gold!r}", file=sys.stderr)
-            raise
+        checked(text, gold)
         count += 1
     return count
 
@@ -95,7 +101,7 @@ def by_coverage(seconds: float) -> None:
             for _ in range(provider.ConsumeIntInRange(1, 24))
         ]
         at = provider.ConsumeIntInRange(0, len(pieces))
-        check("".join(pieces[:at]), "".join(pieces[at:]))
+        checked("".join(pieces[:at]), "".join(pieces[at:]))
 
     assert posttrain.rewards.math_answers
     atheris.Setup([sys.argv[0], f"-max_total_time={int(seconds)}", "-max_len=400"], once)

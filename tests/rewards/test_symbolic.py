@@ -36,7 +36,7 @@ def test_what_sympy_decides(first: str, second: str, same: bool) -> None:
 def test_what_takes_too_long_is_ended_and_the_next_question_is_answered() -> None:
     found = grade_answer(r"\sum_{k=1}^{1000000000} k^k", "42")
     assert found.verdict is Verdict.COULD_NOT_GRADE
-    assert "s of CPU" in found.reason
+    assert "a symbolic comparison: more than" in found.reason
     assert ask(tree(r"\Gamma(5)"), tree("24")) is True
 
 

@@ -151,6 +151,8 @@ def _verdict(expected: Answer, given: Answer, answer: str, policy: Policy) -> tu
         right = equal(expected.tree, given.tree, by)
     except GaveUp as error:
         return Verdict.COULD_NOT_GRADE, f"gave up on {error}"
+    except Undefined:
+        return Verdict.WRONG, "a part of it has no value"
     except (RecursionError, MemoryError) as error:  # of the caller's own depth or memory: our trees are shallow
         return Verdict.COULD_NOT_GRADE, f"gave up on {type(error).__name__}"
     if right:

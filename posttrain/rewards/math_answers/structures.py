@@ -6,7 +6,7 @@ The rules of GRADER.md 6; never accepts more than one answer for a gold that is 
 from collections.abc import Sequence
 from fractions import Fraction
 
-from posttrain.rewards.math_answers.exact import exact
+from posttrain.rewards.math_answers.exact import Undefined, exact
 from posttrain.rewards.math_answers.limits import MAX_STRUCTURE, GaveUp
 from posttrain.rewards.math_answers.modular import POINTS, PRIME, opaque, residue
 from posttrain.rewards.math_answers.numerics import real_value
@@ -182,8 +182,11 @@ def _unchained(side: Node, by: Comparison) -> Node:
 
 def _roughly(value: Node, approximation: Node, by: Comparison) -> bool:
     """Whether a stated approximation is one."""
-    expected = exact(value, by.steps) or real_value(value, by.steps)
-    given = exact(approximation, by.steps) or real_value(approximation, by.steps)
+    try:
+        expected = exact(value, by.steps) or real_value(value, by.steps)
+        given = exact(approximation, by.steps) or real_value(approximation, by.steps)
+    except Undefined:
+        return False
     return expected is not None and given is not None and abs(given - expected) <= ROUGH * abs(expected)
 
 
@@ -216,18 +219,21 @@ def _proportional(gold: Node, answer: Node, by: Comparison) -> bool:
         return False
     if any(side.head in STRUCTURES for relation in (gold, answer) for side in relation.args):
         return False
-    differences = [node("+", _called(r.args[0]), node("neg", _called(r.args[1]))) for r in (gold, answer)]
-    if any("unknown" in opaque(difference, by.steps) for difference in differences):
+    expected, given = (node("+", _called(r.args[0]), node("neg", _called(r.args[1]))) for r in (gold, answer))
+    try:
+        factors = {_factor(expected, given, point, by) for point in POINTS}
+    except Undefined:
         return False
-    ratios = []
-    for point in POINTS:
-        above, below = (residue(difference, point, by.steps) for difference in differences)
-        if above == 0 or below == 0:
-            return False
-        ratios.append(above * pow(below, -1, PRIME) % PRIME)
-    if ratios[0] != ratios[1]:
-        return False
-    return _same_direction(str(gold.value), str(answer.value), ratios[0])
+    factor = factors.pop() if len(factors) == 1 else None
+    return factor is not None and _same_direction(str(gold.value), str(answer.value), factor)
+
+
+def _factor(gold: Node, answer: Node, point: int, by: Comparison) -> int | None:
+    """How many times the one is the other at a point, modulo the prime; None where either is 0 or not known enough."""
+    if "unknown" in opaque(gold, by.steps) | opaque(answer, by.steps):
+        return None
+    above, below = residue(gold, point, by.steps), residue(answer, point, by.steps)
+    return above * pow(below, -1, PRIME) % PRIME if above and below else None
 
 
 def _same_direction(gold: str, answer: str, factor: int) -> bool:

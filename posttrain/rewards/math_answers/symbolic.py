@@ -1,8 +1,9 @@
 """The last tier: sympy, in a child that forks for each question and can be killed.
 
 Rare: sums, products, integrals, limits, special functions, and what no other tier could decide. The child imports
-sympy once and forks; each question has a fork of its own, with limits on its memory and CPU time, so nothing that one
-question does reaches the next. Expressions go to it as JSON and never as text that anything evaluates.
+sympy once and forks; each question has a fork of its own, with limits on its calls, its memory and its CPU time, so
+nothing that one question does reaches the next, and the same question ends at the same call. Expressions go to it as
+JSON and never as text that anything evaluates.
 """
 
 import atexit
@@ -82,6 +83,7 @@ class _Children:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy orders by hashes
             )
             self._owner = os.getpid()
             if self._line(self._child, START_SECONDS) != "ready":

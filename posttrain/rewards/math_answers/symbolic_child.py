@@ -13,10 +13,12 @@ from typing import Any
 
 import sympy
 
-CPU_SECONDS = 0.25  # of one question; the kernel ends the fork
+MAX_EVENTS = 400_000  # calls and returns of one question: the bound that decides, the same on every machine
+CPU_SECONDS = 0.4  # for what calls nothing, such as one long multiplication; the kernel ends the fork
 WALL_SECONDS = 3.0  # of one that sleeps, or on a machine too busy to give it its CPU time
 MEMORY_BYTES = 256 * 2**20  # of address space, sympy itself included
-MAX_POWER_DIGITS = 5000
+MAX_ARGUMENT = 5000  # of powers and of what grows as fast
+GROWING = ("gamma", "zeta", "factorial", "double factorial", "binom")
 
 FUNCTIONS = {
     "sqrt": sympy.sqrt,
@@ -86,6 +88,9 @@ def warm_up() -> None:
     n, k = sympy.symbols("n k")
     sympy.simplify(sympy.Sum(k, (k, 1, n)).doit() - n * (n + 1) / 2)
     sympy.Integral(sympy.sin(k), (k, 0, 1)).doit()
+    sympy.Integral(sympy.exp(-(k**2)), (k, 0, sympy.oo)).doit()
+    sympy.simplify(sympy.Sum(1 / 2**k, (k, 1, sympy.oo)).doit() - 1)
+    sympy.Limit(sympy.sin(k) / k, k, 0).doit()
 
 
 def answer_in_fork(line: str) -> str:
@@ -95,14 +100,14 @@ def answer_in_fork(line: str) -> str:
     if fork == 0:
         os.close(reading)
         confine()
+        count_events(writing)
         try:
             said = answer(json.loads(line))
         except MemoryError:
             said = "too much memory"
         except Exception as error:
             said = f"unknown {type(error).__name__}".split()[0]
-        os.write(writing, said.encode())
-        os._exit(0)
+        finish(writing, said)
     os.close(writing)
     readable, _, _ = select.select([reading], [], [], WALL_SECONDS)
     said = os.read(reading, 256).decode() if readable else ""
@@ -111,6 +116,25 @@ def answer_in_fork(line: str) -> str:
         os.kill(fork, signal.SIGKILL)
     os.waitpid(fork, 0)
     return said or f"more than {CPU_SECONDS} s of CPU, or {WALL_SECONDS} s in all"
+
+
+def finish(writing: int, said: str) -> None:
+    """Say the answer and end this fork at once."""
+    os.write(writing, said.encode())
+    os._exit(0)
+
+
+def count_events(writing: int) -> None:
+    """End this fork after so many calls and returns of functions."""
+    left = MAX_EVENTS
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            finish(writing, f"more than {MAX_EVENTS} calls")
+
+    sys.setprofile(count)
 
 
 def confine() -> None:
@@ -157,10 +181,12 @@ def build_node(head: str, value: Any, args: list[Any]) -> Any:
     if head == "constant":
         return CONSTANTS[value]
     if head == "call":
+        if value in GROWING and any(arg.is_number and abs(arg) > MAX_ARGUMENT for arg in args):
+            raise OverflowError
         return FUNCTIONS[value](*args)
     if head == "big":
         return BIG[value](*args)
-    if head == "^" and args[0].is_number and args[1].is_number and abs(args[1]) > MAX_POWER_DIGITS:
+    if head == "^" and args[0].is_number and args[1].is_number and abs(args[1]) > MAX_ARGUMENT:
         raise OverflowError
     return OPERATIONS[head](*args)
 
