@@ -1,10 +1,10 @@
-# `make demo`, `test`, `bench` and `notebooks`. Everything runs in .venv with the exact versions of constraints.txt.
+# `make demo`, `test`, `bench`, `fuzz` and `notebooks`. Everything runs in .venv with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench notebooks check format clean
+.PHONY: demo test bench fuzz notebooks check format clean
 
 demo: $(STAMP)
 	$(BIN)/posttrain run recipes/demo.toml
@@ -17,6 +17,10 @@ GSM8K ?= $(wildcard ../shared/data/gsm8k/train.jsonl)
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
 	$(BIN)/python -m benchmarks $(if $(GSM8K),--gsm8k $(GSM8K)) $(BENCH)
+
+# The grader: mutated answers, guided by coverage where atheris is installed. FUZZ="--seconds 3600 --seed 7"
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.rewards.fuzz_grader $(FUZZ)
 
 # Runs them anew and saves them with their outputs.
 notebooks: $(STAMP)

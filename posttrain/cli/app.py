@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from posttrain import __version__
 from posttrain.cli.data import data_app
+from posttrain.cli.grading import grade, rescore
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
 from posttrain.cli.rewards import rewards_app
 from posttrain.cli.rollouts import rollouts
@@ -226,6 +227,8 @@ app.command(data_app)
 app.command(rewards_app)
 app.command(score)
 app.command(rollouts)
+app.command(grade)
+app.command(rescore)
 
 
 @app.command

@@ -31,7 +31,7 @@ from posttrain.evals.tasks import (
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.extraction import Profile
-from posttrain.rewards.math_answers import GRADER_VERSION, Grade, Verdict, gold_error, grade
+from posttrain.rewards.math_answers import GRADER_VERSION, LENIENT, Grade, Verdict, gold_error, grade
 from posttrain.rewards.scoring import gold_answer, require_gold
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
@@ -163,7 +163,7 @@ def _grade_sample(prompt: Prompt, index: int, completion: Completion, profile: P
     gradable = gold_error(gold) is None
     truncated = completion.stop_reason is StopReason.LENGTH
     strict = grade(completion.text, gold, profile=profile, truncated=truncated)
-    lenient = grade(completion.text, gold, profile="lenient", truncated=truncated)
+    lenient = grade(completion.text, gold, profile="lenient", truncated=truncated, policy=LENIENT)
     # A right answer in the strict form is right however else the lenient rules read the text.
     right = strict.verdict is Verdict.RIGHT
     return Sample(
@@ -179,7 +179,7 @@ def _grade_sample(prompt: Prompt, index: int, completion: Completion, profile: P
         lenient=(right or lenient.verdict is Verdict.RIGHT) if gradable else None,
         extracted=strict.extracted,
         rule=lenient.rule,
-        reason=strict.reason,
+        reason="" if right else strict.reason,
     )
 
 

@@ -17,13 +17,14 @@ from posttrain.rewards.formats import (
 )
 from posttrain.rewards.hybrid import hybrid
 from posttrain.rewards.lengths import cosine_length, length_band, length_control, soft_overlong
-from posttrain.rewards.rules import boxed_answer, exact_match, math_answer, numeric_match, r1_zero
+from posttrain.rewards.rules import boxed_answer, could_not_grade, exact_match, math_answer, numeric_match, r1_zero
 from posttrain.rewards.texts import avoids, contains, language_consistency, repetition
 
 REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "r1_zero": r1_zero,
     "boxed_answer": boxed_answer,
     "math_answer": math_answer,
+    "could_not_grade": could_not_grade,
     "exact_match": exact_match,
     "hybrid": hybrid,
     "format_think_answer": format_think_answer,
@@ -49,6 +50,7 @@ GOLD_REWARDS = frozenset(  # these grade against a gold answer
         "r1_zero",
         "boxed_answer",
         "math_answer",
+        "could_not_grade",
         "exact_match",
         "numeric_match",
         "hybrid",

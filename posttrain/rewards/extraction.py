@@ -9,7 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Profile = Literal["r1_zero", "boxed", "gsm8k", "lenient"]
+Profile = Literal["r1_zero", "boxed", "gsm8k", "math", "choice", "lenient"]
+
+# Strict profiles know one format; the others try theirs in order. Each begins behind the thinking.
+RULES: dict[Profile, tuple[str, ...]] = {
+    "boxed": ("boxed",),
+    "gsm8k": ("hashes",),
+    "math": ("answer_tag", "boxed", "phrase"),
+    "choice": ("answer_tag", "boxed", "phrase", "letter"),
+    "lenient": ("answer_tag", "boxed", "hashes", "phrase", "letter", "last_number"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +38,44 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _BOX_JOINTS = {",", "and", "or", ", and", ", or"}
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####")
-_PHRASE = re.compile(r"\banswer(?: is\b|[*_ ]*:)[*_:\s]*", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer(?: is(?=\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b)|[*_ ]*:)[*_:\s]*", re.IGNORECASE)
 _LINE = re.compile(r"[^\n]*?(?=\.\s+[A-Z]|\n|\Z)")
-_REFUSAL = re.compile(r"(?:not|never|neither|wrong|unknown)\b", re.IGNORECASE)
+_REFUSAL = re.compile(r"(?:n['\N{RIGHT SINGLE QUOTATION MARK}]t|not|never|neither|wrong|unknown)\b", re.IGNORECASE)
 _MARKDOWN = " \t\r*`_"
 _LETTER = re.compile(r"\s*\(?([A-J])(?:[).:]+)?\s*")
 _NUMBER = re.compile(r"(?<![0-9])-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?:\\?%)?")
 
 
-def extract(response: str, *, profile: Profile, truncated: bool = False, letter: bool = False) -> Extraction:
-    """Return the answer of `response` under `profile`, with its offsets.
+def extract(
+    response: str,
+    *,
+    profile: Profile,
+    truncated: bool = False,
+    letter: bool = False,
+    inside_thinking: bool = False,
+    last_number: bool = False,
+) -> Extraction:
+    """Return the answer of `response` under `profile`, with its offsets; the first rule that applies decides.
 
-    Strict profiles (r1_zero, boxed, gsm8k) know one format. `lenient` tries answer tag, box, `####`, "answer is",
-    a lone choice letter (only where `letter`: the gold is one) and last number (never where `truncated`).
+    A lone choice letter counts only where `letter`: the gold is one. The last number counts only where it is switched
+    on, and never where `truncated`. `inside_thinking`: a thought that never closes is read as if it were none.
     """
     if profile == "r1_zero":
         return _r1_zero(response)
     start = _after_thinking(response)
     if start is None:
-        return Extraction(None, None, reason="<think> is never closed")
-    if profile == "boxed":
-        return _boxed(response, start) or NOTHING
-    if profile == "gsm8k":
-        return _hashes(response, start, truncated) or NOTHING
-    rules: tuple[Callable[[], Extraction | None], ...] = (
-        lambda: _answer_tag(response, start),
-        lambda: _boxed(response, start),
-        lambda: _hashes(response, start, truncated),
-        lambda: _phrase(response, start, truncated),
-        lambda: _letter(response, start) if letter else None,
-        lambda: None if truncated else _last_number(response, start),
-    )
-    return next((found for rule in rules if (found := rule()) is not None), NOTHING)
+        if not inside_thinking:
+            return Extraction(None, None, reason="<think> is never closed")
+        start = response.rindex("<think>") + len("<think>")
+    searches: dict[str, Callable[[], Extraction | None]] = {
+        "answer_tag": lambda: _answer_tag(response, start),
+        "boxed": lambda: _boxed(response, start),
+        "hashes": lambda: _hashes(response, start, truncated),
+        "phrase": lambda: _phrase(response, start, truncated),
+        "letter": lambda: _letter(response, start) if letter else None,
+        "last_number": lambda: _last_number(response, start) if last_number and not truncated else None,
+    }
+    return next((found for rule in RULES[profile] if (found := searches[rule]()) is not None), NOTHING)
 
 
 def has_r1_zero_format(response: str) -> bool:

@@ -1,11 +1,12 @@
 """The rewards that say the truth, and whether a completion gives an answer at all in the form that one asks for.
 
-Floor 3, pure text work: what tells a form that is learned from answers that are.
+Floor 3, pure but for the grader: what tells a form that is learned from answers that are.
 """
 
 from collections.abc import Iterable
 
 from posttrain.rewards.extraction import Profile, extract
+from posttrain.rewards.math_answers import LENIENT, Verdict, gold_error, grade
 
 GRADES = ("r1_zero", "boxed_answer", "math_answer", "exact_match", "numeric_match")  # 1 for a right answer, else 0
 FORMS: dict[str, Profile] = {"r1_zero": "r1_zero", "boxed_answer": "boxed", "math_answer": "lenient"}
@@ -18,4 +19,12 @@ def answer_form(rewards: Iterable[str]) -> Profile | None:
 
 def has_answer(text: str, form: Profile, *, truncated: bool) -> bool:
     """Return whether the text gives an answer in this form, right or wrong."""
-    return extract(text, profile=form, truncated=truncated).text is not None
+    return extract(text, profile=form, truncated=truncated, last_number=True).text is not None
+
+
+def gave_up(text: str, gold: str | None, form: Profile, *, truncated: bool) -> bool:
+    """Return whether the grader could not grade an answer, which then scores 0; unusable golds are not counted."""
+    if gold is None or gold_error(gold) is not None:
+        return False
+    found = grade(text, gold, profile=form, truncated=truncated, policy=LENIENT)
+    return found.verdict is Verdict.COULD_NOT_GRADE

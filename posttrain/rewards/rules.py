@@ -12,9 +12,7 @@ from typing import Any
 
 from posttrain.rewards.arguments import completion_text, gold_column
 from posttrain.rewards.extraction import Profile, extract, gold_text
-from posttrain.rewards.latex import normalise
-from posttrain.rewards.math_answers import Verdict, gold_error, grade
-from posttrain.rewards.numbers import OutOfBounds, parse_number
+from posttrain.rewards.math_answers import LENIENT, Grade, Verdict, exact_value, gold_error, grade
 from posttrain.settings.rewards import NumericMatchOptions
 
 MAX_NUMBER_CHARACTERS = 256
@@ -44,6 +42,12 @@ def exact_match(prompts: Sequence[Any], completions: Sequence[Any], **columns: A
     ]
 
 
+def could_not_grade(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the grader gave up on an answer, else 0; with the weight 0 it is counted and never paid."""
+    grades = _grades(completions, columns, "lenient")
+    return [None if found is None else float(found.verdict is Verdict.COULD_NOT_GRADE) for found in grades]
+
+
 def numeric_match(
     options: NumericMatchOptions, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
 ) -> list[float | None]:
@@ -55,26 +59,33 @@ def numeric_match(
 
 
 def graded(completions: Sequence[Any], columns: Mapping[str, Sequence[Any]], profile: Profile) -> list[float | None]:
-    """Return 1 for each right answer and 0 for each wrong one, as the mathematics grader reads it under a profile."""
+    """Return 1 for each right answer and 0 for each wrong one, as the mathematics grader reads it under a profile.
+
+    An answer that the grader gives up on scores 0: None is for golds, which a policy cannot choose.
+    """
+    grades = _grades(completions, columns, profile)
+    return [None if found is None else float(found.verdict is Verdict.RIGHT) for found in grades]
+
+
+def _grades(completions: Sequence[Any], columns: Mapping[str, Sequence[Any]], profile: Profile) -> list[Grade | None]:
     truncated = columns.get("truncated", [False] * len(completions))
     return [
-        _score(completion_text(completion), gold, profile, cut_off)
+        _grade(completion_text(completion), gold, profile, cut_off)
         for completion, gold, cut_off in zip(completions, gold_column(columns), truncated, strict=True)
     ]
 
 
-def _score(text: str, gold: Any, profile: Profile, truncated: bool) -> float | None:
-    """An answer that the grader gives up on scores 0: None is for golds, which a policy cannot choose."""
+def _grade(text: str, gold: Any, profile: Profile, truncated: bool) -> Grade | None:
     if gold is None or gold_error(str(gold)) is not None:
         return None
-    return float(grade(text, str(gold), profile=profile, truncated=truncated).verdict is Verdict.RIGHT)
+    return grade(text, str(gold), profile=profile, truncated=truncated, policy=LENIENT)
 
 
 def _same_text(text: str, gold: Any) -> float | None:
     wanted = "" if gold is None else " ".join(gold_text(str(gold)).split())
     if not wanted:
         return None
-    found = extract(text, profile="lenient").text
+    found = extract(text, profile="lenient", last_number=True).text
     return float(wanted in (" ".join(text.split()), " ".join((found or "").split())))
 
 
@@ -92,8 +103,5 @@ def _number(text: str) -> Fraction | None:
     """Return the number that a text is, without its commas and currency signs; None where it is none, or endless."""
     if len(text) > MAX_NUMBER_CHARACTERS:
         return None
-    plain = normalise(_DIGIT_COMMA.sub("", text))
-    try:
-        return parse_number("".join(character for character in plain if unicodedata.category(character) != "Sc"))
-    except OutOfBounds:
-        return None
+    plain = "".join(character for character in text.replace("\\$", "") if unicodedata.category(character) != "Sc")
+    return exact_value(_DIGIT_COMMA.sub("", plain))

@@ -22,9 +22,9 @@ from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, T
 from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of, open_rewards
-from posttrain.rewards.grades import answer_form, has_answer
+from posttrain.rewards.grades import answer_form, gave_up, has_answer
 from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, require_gold, reward_arguments, score
+from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, reward_arguments, score
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
 from posttrain.settings import PolicyStageSettings, SamplingSettings
@@ -173,6 +173,9 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     }
     if (form := answer_form(rollouts[0].scores)) is not None:
         metrics["completions/answered_ratio"] = fmean(_answered(rollout, form) for rollout in rollouts)
+        metrics["completions/could_not_grade"] = fmean(
+            _gave_up(tree.prompt, rollout, form) for tree in trees for rollout in tree.rollouts
+        )
     for name in rollouts[0].scores:
         parts = [value for rollout in rollouts if (value := rollout.scores[name]) is not None]
         metrics[f"rewards/{name}/mean"] = fmean(parts) if parts else float("nan")
@@ -198,6 +201,7 @@ def rollout_rows(
                     "sample": sample,
                     "prompt": _text(tree.prompt),
                     "messages": _messages(tree.prompt),
+                    "gold": gold_answer(tree.prompt.columns),
                     "completion": completion.text,
                     "reward": rollout.reward,
                     **{f"rewards/{name}": value for name, value in rollout.scores.items()},
@@ -216,6 +220,11 @@ def rollout_rows(
 def _answered(rollout: Rollout, form: Profile) -> bool:
     truncated = rollout.completion.stop_reason is StopReason.LENGTH
     return has_answer(rollout.completion.text, form, truncated=truncated)
+
+
+def _gave_up(prompt: Prompt, rollout: Rollout, form: Profile) -> bool:
+    truncated = rollout.completion.stop_reason is StopReason.LENGTH
+    return gave_up(rollout.completion.text, gold_answer(prompt.columns), form, truncated=truncated)
 
 
 def _text(prompt: Prompt) -> str:

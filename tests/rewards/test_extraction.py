@@ -22,7 +22,7 @@ LENIENT = [
 
 @pytest.mark.parametrize(("response", "rule", "text"), LENIENT)
 def test_the_first_rule_that_applies_decides(response: str, rule: str, text: str) -> None:
-    found = extract(response, profile="lenient")
+    found = extract(response, profile="lenient", last_number=True)
     assert (found.rule, found.text) == (rule, text)
 
 
@@ -36,17 +36,22 @@ def test_the_first_rule_that_applies_decides(response: str, rule: str, text: str
         "\\boxed{} 42",
         "####\n42",
         "The answer is not 42",
+        "The answer isn't 42",
         "",
     ],
 )
 def test_an_explicit_but_unusable_answer_ends_the_search(response: str) -> None:
-    assert extract(response, profile="lenient").text is None
+    assert extract(response, profile="lenient", last_number=True).text is None
 
 
 @pytest.mark.parametrize("response", ["6 * 7 = 42", "The answer is 42", "#### 42"])
 def test_an_answer_that_may_be_cut_off_is_refused(response: str) -> None:
-    assert extract(response, profile="lenient").text == "42"
-    assert extract(response, profile="lenient", truncated=True).text is None
+    assert extract(response, profile="lenient", last_number=True).text == "42"
+    assert extract(response, profile="lenient", last_number=True, truncated=True).text is None
+
+
+def test_the_last_number_counts_only_where_it_is_switched_on() -> None:
+    assert extract("6 * 7 = 42", profile="lenient").text is None
 
 
 def test_a_lone_letter_counts_only_for_a_letter_gold() -> None:
@@ -91,6 +96,18 @@ def test_strict_profiles_know_one_format() -> None:
     assert extract("#### 4", profile="boxed").text is None
     assert extract("\\boxed{4}", profile="gsm8k").text is None
     assert extract("4 + 4 = 8\n#### 8", profile="gsm8k").text == "8"
+
+
+def test_profiles_of_tasks_know_the_formats_of_their_tasks() -> None:
+    assert extract("The final answer is 4", profile="math").text == "4"
+    assert extract("#### 4", profile="math").text is None
+    assert extract("(C)", profile="choice", letter=True).text == "C"
+    assert extract("it is 4", profile="choice", letter=True, last_number=True).text is None
+
+
+def test_a_thought_that_never_closes_is_read_only_where_it_is_asked_for() -> None:
+    assert extract("<think> \\boxed{4}", profile="boxed").reason == "<think> is never closed"
+    assert extract("<think> \\boxed{4}", profile="boxed", inside_thinking=True).text == "4"
 
 
 def test_gold_text() -> None:

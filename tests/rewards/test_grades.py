@@ -1,6 +1,6 @@
 import pytest
 
-from posttrain.rewards.grades import FORMS, answer_form, has_answer
+from posttrain.rewards.grades import FORMS, answer_form, gave_up, has_answer
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,11 @@ def test_what_the_limit_cut_off_is_no_answer_in_free_text() -> None:
 def test_the_form_is_that_of_the_first_reward_that_has_one() -> None:
     assert answer_form(["format_think_answer", "boxed_answer", "r1_zero"]) == "boxed"
     assert answer_form(["reward_model"]) is None
+
+
+def test_answers_beyond_the_grader_are_counted_and_unusable_golds_are_not() -> None:
+    tower = "so \\boxed{9^{9^{9^9}}}"
+    assert gave_up(tower, "42", "boxed", truncated=False)
+    assert not gave_up("so \\boxed{41}", "42", "boxed", truncated=False)
+    assert not gave_up(tower, None, "boxed", truncated=False)
+    assert not gave_up(tower, " ", "boxed", truncated=False)

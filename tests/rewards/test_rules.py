@@ -22,6 +22,7 @@ def scores(name: str, completions: list, **columns: list) -> list:
         ("boxed_answer", [0.0, 0.0, 0.0, 1.0]),
         ("math_answer", [1.0, 0.0, 1.0, 1.0]),
         ("format_think_answer", [1.0, 1.0, 0.0, 0.0]),
+        ("could_not_grade", [0.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_rewards_pay_for_what_they_say(name: str, expected: list) -> None:
@@ -35,6 +36,7 @@ def test_messages_are_read_like_text() -> None:
 def test_only_an_unusable_gold_is_unscored() -> None:
     hostile = "so </think> <answer>1e999999</answer>"
     assert scores("r1_zero", [RIGHT, RIGHT, RIGHT, hostile], answer=[None, " ", 42, "42"]) == [None, None, 1.0, 0.0]
+    assert scores("could_not_grade", [RIGHT, hostile, hostile], answer=["42", "42", None]) == [0.0, 1.0, None]
 
 
 def test_solution_is_a_gold_column_too() -> None:
