@@ -1,7 +1,8 @@
 """Measure the mathematics grader beside math-verify in one process: `python -m benchmarks.grading`.
 
 Equal rewrites and changed values of the MATH-500 answers, GSM8K's solutions, the project's own cases, and hostile
-texts; agreement, wrong verdicts, and time for each. math-verify is optional: without it, its columns are empty.
+texts; agreement, wrong verdicts, and time for each. math-verify is optional (the extra `graders`): without it, its
+rows are missing.
 """
 
 import argparse
