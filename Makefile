@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench fuzz notebooks check format clean
+.PHONY: demo test bench bench-grading fuzz notebooks check format clean
 
 demo: $(STAMP)
 	$(BIN)/posttrain run recipes/demo.toml
@@ -17,6 +17,11 @@ GSM8K ?= $(wildcard ../shared/data/gsm8k/train.jsonl)
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
 	$(BIN)/python -m benchmarks $(if $(GSM8K),--gsm8k $(GSM8K)) $(BENCH)
+
+# The grader beside math-verify; results in benchmarks/GRADING.md.
+bench-grading: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,graders]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grading $(BENCH)
 
 # The grader: mutated answers, guided by coverage where atheris is installed. FUZZ="--seconds 3600 --seed 7"
 fuzz: $(STAMP)

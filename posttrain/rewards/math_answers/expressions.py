@@ -25,7 +25,7 @@ from posttrain.rewards.math_answers.tree import Node, constant, is_integer_liter
 from posttrain.rewards.math_answers.vocabulary import INVERSE, LETTER_FUNCTIONS, TRIGONOMETRIC
 
 SIGNS = ("+", "-", "±", "∓")
-UNKNOWN_FUNCTIONS = frozenset({"f", "g", "h", "F", "G"})
+UNKNOWN_FUNCTIONS = frozenset({"f", "g", "F", "G"})  # not h, which is a height
 
 
 def expression(items: Sequence[Item]) -> Node:

@@ -146,6 +146,8 @@ def _verdict(expected: Answer, given: Answer, answer: str, policy: Policy) -> tu
         return Verdict.RIGHT, "the same text"
     if is_choice(expected) and choice(answer, lower_case=policy.lower_case_choices) == expected.tree.value:
         return Verdict.RIGHT, "the same choice"
+    if "text" in (expected.tree.head, given.tree.head) and given.letters and given.letters == expected.letters:
+        return Verdict.RIGHT, "the same words"  # tie, which alone could be t times i times e
     by = Comparison(policy.round_to_gold)
     try:
         right = equal(expected.tree, given.tree, by)

@@ -72,7 +72,7 @@ def literal(text: str) -> Node:
 
 
 def letters(items: Sequence[Item]) -> list[Item]:
-    """Runs of letters that turned out to be no unit, as one variable each."""
+    """Return the items with runs of letters that turned out to be no unit as one variable for each letter."""
     spread: list[Item] = []
     for item in items:
         if isinstance(item, Token) and item.kind == "run":
@@ -83,7 +83,7 @@ def letters(items: Sequence[Item]) -> list[Item]:
 
 
 def operand(item: Item) -> Node:
-    """The node of an item that needs no other."""
+    """Return the node of an item that needs no other; raises Unreadable for one that does."""
     if isinstance(item, Node):
         return item
     if isinstance(item, Group | Applied):
@@ -103,7 +103,7 @@ def operand(item: Item) -> Node:
 
 
 def named(item: Item) -> str:
-    """How an item is named in a reason."""
+    """Return the text of a token, or what else an item is."""
     return item.text if isinstance(item, Token) else type(item).__name__.lower()
 
 
@@ -114,6 +114,7 @@ def _word(text: str) -> Node:
 
 
 def prefixes(items: Sequence[Item]) -> list[Item]:
+    """Return the items with \\frac, \\sqrt, \\binom and accents applied to their arguments."""
     done: list[Item] = []  # from the right: the last one stands next
     for item in reversed(items):
         if isinstance(item, Token) and item.kind in ("prefix", "accent"):
@@ -150,6 +151,7 @@ def _argument(done: list[Item], *, whole: bool = False) -> Node:
 
 
 def scripts(items: Sequence[Item]) -> list[Item]:
+    """Return the items with powers, subscripts and what else stands behind an operand applied to it."""
     done: list[Item] = []
     waiting = list(reversed(items))
     while waiting:

@@ -82,11 +82,8 @@ def _bar(frames: list[_Frame]) -> None:
 
 def _absolute(items: Sequence[Item]) -> Node:
     inside = _answer(items)
-    is_determinant = inside.head == "matrix"
-    return node("matrix", *inside.args, value=f"det {inside.value}") if is_determinant else _abs(inside)
-
-
-def _abs(inside: Node) -> Node:
+    if inside.head == "matrix":  # its determinant
+        return node("matrix", *inside.args, value=f"det {inside.value}")
     return node("call", inside, value="abs")
 
 
@@ -199,7 +196,7 @@ def _side(items: Sequence[Item]) -> Node:
         if len(sets) > 1:
             raise Unreadable("unions and intersections without brackets")
         (operator,) = sets
-        return node(SET_OPERATORS[operator], *map(_side_of_set, _split(items, operator)))
+        return node(SET_OPERATORS[operator], *map(expression, _split(items, operator)))
     if "choose" in operators:
         return node("call", *map(expression, _split(items, "choose")), value="binom")
     items, unit = _unit(items)
@@ -219,10 +216,6 @@ def _typed_unions(items: Sequence[Item]) -> Sequence[Item]:
         Token("operator", "cup") if item == ("name", "U") and is_interval(at - 1) and is_interval(at + 1) else item
         for at, item in enumerate(items)
     ]
-
-
-def _side_of_set(items: Sequence[Item]) -> Node:
-    return expression(items)
 
 
 def _is_call(item: Item) -> bool:

@@ -12,6 +12,7 @@ from posttrain.rewards.math_answers.parser import parse
 from posttrain.rewards.math_answers.tokens import clean, tokenize
 from posttrain.rewards.math_answers.tree import Node
 
+LETTERS = ("word", "name", "run", "constant", "function")
 CACHED_CHARACTERS, CACHED_ANSWERS = 256, 2048
 
 _LOOKS = re.compile(r"\\[A-Za-z]+\s*\{?|[{}$*]|\\.")
@@ -28,6 +29,7 @@ class Answer:
     form: str
     tree: Node
     unreadable: str = ""
+    letters: str = ""  # of an answer of letters alone, together and in lower case
 
 
 def read(text: str) -> Answer:
@@ -44,10 +46,11 @@ def _read(text: str) -> Answer:
     except Unreadable as error:
         return Answer(plain, _only_text(plain), str(error))
     form = " ".join(token.text for token in tokens)
+    letters = "".join(token.text for token in tokens) if all(token.kind in LETTERS for token in tokens) else ""
     if not tokens:
         return Answer("", _only_text(plain), "nothing")
     try:
-        return Answer(form, parse(tokens))
+        return Answer(form, parse(tokens), letters=letters.casefold())
     except Unreadable as error:
         return Answer(form, _only_text(form), str(error))
 

@@ -1,6 +1,6 @@
 """Whether two answers say the same: numbers, lists, sets, intervals, matrices, equations, inequalities, words.
 
-The rules of GRADER.md 6; never accepts more than one answer for a gold that is one.
+Each rule has its cases in `tests/rewards/grading_cases.tsv`; a gold that is one answer never takes several.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,9 @@ def equal(gold: Node, answer: Node, by: Comparison, level: int = 0) -> bool:
     if len(subjects) > 1:
         return False
     gold, answer = _unchained(gold, by), _unchained(answer, by)
-    if not (gold.head == answer.head == "relation" and _equal_relations(gold, answer, by, level)):
-        gold, answer = _as_set(gold), _as_set(answer)
-    else:
+    if gold.head == answer.head == "relation" and _equal_relations(gold, answer, by, level):
         return True
+    gold, answer = _as_set(gold), _as_set(answer)
     if gold.head == "relation" or answer.head == "relation":
         return _equal_relations(gold, answer, by, level)
     gold, answer = _plain(gold, answer)

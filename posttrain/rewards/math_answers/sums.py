@@ -10,19 +10,21 @@ from posttrain.rewards.math_answers.exact import NO_VALUES, exact
 from posttrain.rewards.math_answers.limits import Steps
 from posttrain.rewards.math_answers.tree import Node, heads, node, number, replace
 
-MAX_TERMS = 200
+MAX_TERMS, MAX_LEVELS = 200, 3
 OPERATIONS = {"sum": ("+", 0), "prod": ("*", 1)}
 
 
 def unrolled(root: Node, steps: Steps, values: Mapping[str, Fraction] = NO_VALUES) -> Node:
     """Return the expression with its finite sums and products written out; `values` are those of the variables."""
-    if "big" not in heads(root):
-        return root
-    return replace(root, lambda each: _written_out(each, steps, values) if each.value in OPERATIONS else each)
+    for _ in range(MAX_LEVELS if "big" in heads(root) else 0):  # the bounds of an inner one may count an outer one
+        before, root = root, replace(root, lambda each: _written_out(each, steps, values))
+        if root is before:
+            break
+    return root
 
 
 def _written_out(big: Node, steps: Steps, values: Mapping[str, Fraction]) -> Node:
-    if big.head != "big":
+    if big.head != "big" or big.value not in OPERATIONS:
         return big
     body, variable, *bounds = big.args
     low, high = (exact(bound, steps, values) for bound in bounds)
