@@ -60,6 +60,12 @@ _VALUES = words(
     "times plus minus halves thirds quarters tens dozens pairs scores hundreds thousands millions billions "
     "trillions was has does always perhaps its others guesses equals signs negatives"
 )
+_ADJECTIVE, MAX_ADJECTIVES = re.compile(r"[a-z]{3,12}"), 3
+_NO_ADJECTIVES = words(
+    "not never nor wrong none half third quarter fifth sixth tenth dozen score gross pair twice thrice double triple "
+    "over under less fewer than about between from negative squared cubed factorial are was were the that but plus "
+    "minus out per divided multiplied every other except without instead rather unknown"
+)
 _JOINTS = frozenset({"/", "per", "a", "an", "*", "^", "of"})
 
 
@@ -84,6 +90,7 @@ def unit_of(parts: Sequence[str]) -> str | None:
 
     A simple unit comes back in the singular; one that is built of several as its text.
     """
+    parts = parts[_adjectives(parts) :]
     if not parts or not _is_unit(parts[0]):
         return None
     after_of = False
@@ -130,6 +137,21 @@ def _measure(unit: str) -> tuple[dict[str, int], Fraction] | None:
             total *= measured[1] ** exponent
             power = 1
     return dimensions, total
+
+
+def _adjectives(parts: Sequence[str]) -> int:
+    """The number of words before a noun that say nothing of the value: 18 fresh duck eggs."""
+    count = 0
+    while count < MAX_ADJECTIVES and len(parts) > count + 1 and _ADJECTIVE.fullmatch(parts[count]):
+        if (
+            parts[count] in _NO_ADJECTIVES
+            or parts[count] in _VALUES
+            or parts[count] in SCALES
+            or _is_unit(parts[count])
+        ):
+            break
+        count += 1
+    return count
 
 
 def _is_unit(word: str) -> bool:
