@@ -246,7 +246,8 @@ def report(results: Mapping[str, Any]) -> str:
         f"The first question to the symbolic child starts it, {hostile_texts['first_symbolic_seconds']:.1f} s.",
         "",
         "Rewrites and other values are made by `benchmarks/rewrites.py`, the own cases are "
-        "`tests/rewards/grading_cases.tsv`: graders that are not ours were not tuned on them.",
+        "`tests/rewards/grading_cases.tsv`: graders that are not ours were not tuned on them. "
+        "Two rewrites make most of what math-verify 0.9.0 misses: a period inside the box and 9e0 for 9.",
         "",
     ]
     return "\n".join(lines)
