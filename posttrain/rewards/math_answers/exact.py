@@ -92,7 +92,7 @@ def _fraction(leaf: Node) -> Fraction:
 
 def _cost(parts: list[Fraction]) -> int:
     """Steps of an operation, by measurement: the square of the size, small numbers for nothing."""
-    return 2 + (sum(map(bits, parts)) // 1024) ** 2
+    return 8 + (sum(map(bits, parts)) // 1024) ** 2
 
 
 def _integer_root(number: int, degree: int) -> int | None:

@@ -39,7 +39,7 @@ def _written_out(big: Node, steps: Steps, values: Mapping[str, Fraction]) -> Nod
 
 def _term(body: Node, name: str, count: int, steps: Steps) -> Node:
     def put(each: Node) -> Node:
-        steps.spend(2)
+        steps.spend(4)
         return number(count) if each.head == "symbol" and each.value == name else each
 
     return replace(body, put)
