@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 SIDES = {"peer": ("TRL", "tab:gray", "--"), "ours": ("posttrain", "tab:blue", "-")}
 
@@ -26,6 +27,7 @@ def plot(name: str, curve: Mapping[str, Any], directory: Path) -> Path:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel(curve["axis"], fontsize=7)
     left.legend(fontsize=8, frameon=False)
     file = directory / f"{name.replace(' ', '-')}.svg"
