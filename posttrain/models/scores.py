@@ -42,6 +42,11 @@ def add_score_head(loaded: LoadedModel, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(derive_seed(seed, "score-head"))
     nn.init.normal_(head.weight, std=1 / math.sqrt(size + 1), generator=generator)
     plain.add_module(HEAD, head.to(loaded.device))
+    freeze_vocabulary_head(plain)
+
+
+def freeze_vocabulary_head(plain: PreTrainedModel) -> None:
+    """Freeze a vocabulary head that stands apart from the embeddings: no score and no value depends on it."""
     vocabulary = plain.get_output_embeddings()
     if vocabulary is not None and vocabulary.weight is not plain.get_input_embeddings().weight:
         vocabulary.requires_grad_(False)

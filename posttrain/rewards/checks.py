@@ -70,7 +70,7 @@ def options_problems(settings: RewardOptions, names: Sequence[str]) -> Iterator[
 
 def judge_calls(settings: PolicyStageSettings) -> int:
     """Return how many calls the judge takes at most in a whole run, with two at its start to try it."""
-    group, judge = getattr(settings, "num_generations", 1), settings.reward_options.judge
+    group, judge = settings.num_generations, settings.reward_options.judge
     of_group = group if judge.mode == "pointwise" else (2 if group == 2 else 2 * group)
     return 2 + settings.max_steps * settings.prompts_per_step * of_group
 
@@ -141,7 +141,7 @@ def _stage_problems(settings: PolicyStageSettings) -> Iterator[Problem]:
         "reward_options.judge.mode": pairwise,
     }
     for key, wanted in grouped.items():
-        if wanted and getattr(settings, "num_generations", 1) < 2:
+        if wanted and settings.num_generations < 2:
             message = f"{key.removeprefix('rewards.')} compares the completions of a prompt, and num_generations = 1"
             yield key, ConfigError(message, fix="--num_generations 4")
     if JUDGE in settings.rewards and (calls := judge_calls(settings)) > settings.reward_options.judge.max_calls:

@@ -150,6 +150,10 @@ class PolicyStageSettings(OptimizedStageSettings, RewardSettings):
     """Train against a reward model that does no better than chance on its held-out pairs."""
     prompts_per_step: Count = 8
     """Prompts sampled at each step."""
+    num_generations: Count = 1
+    """Completions of each prompt."""
+    kl_coef: NonNegative = 0.0
+    """Weight of the KL to the reference; 0 needs no reference."""
     max_steps: Count = 100
     """Steps to train."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "token_mean"
@@ -212,8 +216,6 @@ class AdaptiveKlSettings(Settings):
 class PpoSettings(PolicyStageSettings):
     """Proximal policy optimisation (Schulman et al. 2017) with a critic and a KL penalty for each token."""
 
-    num_generations: Count = 1
-    """Completions of each prompt."""
     critic: CriticSettings = CriticSettings()
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Discount of later rewards, for each token."""

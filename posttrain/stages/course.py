@@ -16,9 +16,8 @@ import numpy as np
 from posttrain.evals.splits import Split, find_split, rose
 from posttrain.rewards.grades import GRADES
 from posttrain.runs.findings import RolloutPlace
-from posttrain.settings import GrpoSettings, PpoSettings
+from posttrain.settings import PolicyStageSettings
 
-PolicySettings = GrpoSettings | PpoSettings
 Row = Mapping[str, Any]
 
 NOW = 5  # steps whose mean is the present state
@@ -31,7 +30,7 @@ EQUAL = 1e-5  # rewards that differ by no more, relative to the largest, are equ
 class Course:
     """A run up to the present step."""
 
-    settings: PolicySettings
+    settings: PolicyStageSettings
     rows: Sequence[Row]
     rollouts: Sequence[Row]
 

@@ -21,6 +21,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import Model, completion_logprobs, plain_model
 from posttrain.models.lora import CRITIC_ADAPTER, add_critic_adapter, critic_active
+from posttrain.models.scores import freeze_vocabulary_head
 from posttrain.models.values import (
     TokenValues,
     completion_values,
@@ -92,19 +93,11 @@ def make_critic(policy: LoadedModel, settings: PpoSettings) -> Critic:
     if kind == "model":
         name = settings.critic.name_or_path or settings.model.name_or_path
         loaded = load_model(settings.model.model_copy(update={"name_or_path": name}), seed=settings.seed)
-        freeze_vocabulary_head(loaded)
+        freeze_vocabulary_head(plain_model(loaded.model))
     elif kind == "adapter":
         assert isinstance(policy.model, PeftModel)
         add_critic_adapter(policy.model)
     return Critic(kind, loaded, make_value_head(loaded, seed=settings.seed))
-
-
-def freeze_vocabulary_head(loaded: LoadedModel) -> None:
-    """Freeze a vocabulary head that stands apart from the embeddings: no value depends on it."""
-    plain = plain_model(loaded.model)
-    vocabulary = plain.get_output_embeddings()
-    if vocabulary is not None and vocabulary.weight is not plain.get_input_embeddings().weight:
-        vocabulary.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -61,14 +61,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
             batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
             with run.phase("generate"), saving_on_stop(run, step - 1, partial(updater.state, before)):
                 engine.load_weights(loaded.model)
-                completions = sample_completions(
-                    engine,
-                    batch,
-                    settings.sampling,
-                    num_samples=settings.num_generations,
-                    seed=settings.seed,
-                    step=step,
-                )
+                completions = sample_completions(engine, batch, settings, step=step)
             with run.phase("score"), saving_on_stop(run, step - 1, partial(updater.state, before)):
                 trees = score_completions(batch, completions, settings, functions, policy_version=step - 1)
                 rewards = reward_table(trees)  # (P, G)

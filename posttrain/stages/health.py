@@ -10,8 +10,8 @@ from statistics import fmean
 
 from posttrain.runs.directory import StageRun
 from posttrain.runs.findings import Finding
-from posttrain.settings import GrpoSettings
-from posttrain.stages.course import LONG, NOW, Course, PolicySettings, Row, duplicates, flat_groups, groups_of, places
+from posttrain.settings import GrpoSettings, PolicyStageSettings
+from posttrain.stages.course import LONG, NOW, Course, Row, duplicates, flat_groups, groups_of, places
 
 FLAT_SHARE = 0.9  # of groups without a difference in reward
 CUT_SHARE = 0.25  # of completions that reach the token limit
@@ -30,14 +30,14 @@ LOSS_NOTE = (
 )
 
 
-def watch_health(settings: PolicySettings, run: StageRun) -> None:
+def watch_health(settings: PolicyStageSettings, run: StageRun) -> None:
     """Let a run look at its health after each step."""
     run.watch(partial(look, settings))
     if isinstance(settings, GrpoSettings) and settings.num_iterations == 1 and run.checkpoint is None:
         run.event("note", LOSS_NOTE)
 
 
-def look(settings: PolicySettings, rows: Sequence[Row], rollouts: Sequence[Row]) -> list[Finding]:
+def look(settings: PolicyStageSettings, rows: Sequence[Row], rollouts: Sequence[Row]) -> list[Finding]:
     """Return what is wrong at the last of the rows, the worst first."""
     course = Course(settings, rows, rollouts)
     return [finding for name, check in CHECKS.items() if (finding := check(course, name)) is not None]

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,18 +66,11 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
         watch_health(settings, run)
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
         for step in run.steps(settings.max_steps):
-            before = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
+            before = state_of(loader, controller, moments)
             batch = [prompts[row_id] for row_id in loader.next(settings.prompts_per_step)]
             with run.phase("generate"), saving_on_stop(run, step - 1, partial(learner.state, before)):
                 engine.load_weights(loaded.model)
-                completions = sample_completions(
-                    engine,
-                    batch,
-                    settings.sampling,
-                    num_samples=settings.num_generations,
-                    seed=settings.seed,
-                    step=step,
-                )
+                completions = sample_completions(engine, batch, settings, step=step)
             with run.phase("score"), saving_on_stop(run, step - 1, partial(learner.state, before)):
                 trees = score_completions(batch, completions, settings, functions, policy_version=step - 1)
                 scores, moments = shaped_scores(trees, settings, moments)  # (B,)
@@ -91,11 +85,15 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
             rows_of_step = rollout_rows(step, trees, of_trees, trees_with_tokens=settings.rollout_trees_saved)
             run.log(step, metrics, rollouts=rows_of_step)
             controller = controller.after(metrics.get(f"kl/{settings.adaptive_kl.scale}", 0.0), len(rollouts.mask))
-            after = {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
-            run.save(step, partial(learner.state, after))
+            run.save(step, partial(learner.state, state_of(loader, controller, moments)))
         engine.close()
         run.publish_artifact(partial(save_both, loaded, critic))
         run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
+
+
+def state_of(loader: Loader, controller: KlController, moments: RunningMoments) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the learner."""
+    return {"loader": loader.state(), "controller": asdict(controller), "moments": asdict(moments)}
 
 
 def save_both(policy: LoadedModel, critic: Critic, directory: Path) -> None:

@@ -20,6 +20,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
 from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
+from posttrain.rewards.arguments import prompt_text
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of, open_rewards
 from posttrain.rewards.grades import answer_form, gave_up, has_answer
@@ -27,7 +28,7 @@ from posttrain.rewards.learned import learned_reward, trust
 from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, reward_arguments, score
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
-from posttrain.settings import PolicyStageSettings, SamplingSettings
+from posttrain.settings import PolicyStageSettings
 
 JUDGE_JOURNAL = "judge.jsonl"  # in the run's directory: what the judge said, by content
 
@@ -76,13 +77,14 @@ def saving_on_stop(run: StageRun, done: int, trainer_state: Callable[[], Trainer
 
 
 def sample_completions(
-    engine: Engine, prompts: Sequence[Prompt], sampling: SamplingSettings, *, num_samples: int, seed: int, step: int
+    engine: Engine, prompts: Sequence[Prompt], settings: PolicyStageSettings, *, step: int
 ) -> list[list[Completion]]:
-    """Return `num_samples` completions of each prompt."""
+    """Return the `num_generations` completions of each prompt of a step."""
+    samples = range(settings.num_generations)
     seeds = [
-        [derive_seed(seed, "sample", step, prompt.id, sample) for sample in range(num_samples)] for prompt in prompts
+        [derive_seed(settings.seed, "sample", step, prompt.id, sample) for sample in samples] for prompt in prompts
     ]
-    return engine.generate(prompts, sampling, num_samples=num_samples, seeds=seeds)
+    return engine.generate(prompts, settings.sampling, num_samples=len(samples), seeds=seeds)
 
 
 def score_completions(
@@ -199,7 +201,7 @@ def rollout_rows(
                     "step": step,
                     "prompt_id": tree.prompt.id,
                     "sample": sample,
-                    "prompt": _text(tree.prompt),
+                    "prompt": prompt_text(tree.prompt.content),
                     "messages": _messages(tree.prompt),
                     "gold": gold_answer(tree.prompt.columns),
                     "completion": completion.text,
@@ -225,12 +227,6 @@ def _answered(rollout: Rollout, form: Profile) -> bool:
 def _gave_up(prompt: Prompt, rollout: Rollout, form: Profile) -> bool:
     truncated = rollout.completion.stop_reason is StopReason.LENGTH
     return gave_up(rollout.completion.text, gold_answer(prompt.columns), form, truncated=truncated)
-
-
-def _text(prompt: Prompt) -> str:
-    if isinstance(prompt.content, str):
-        return prompt.content
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.content)
 
 
 def _messages(prompt: Prompt) -> str | None:
