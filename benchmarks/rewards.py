@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from posttrain.rewards.functions import built_in_rewards
+from posttrain.rewards.grades import grade_once
 from posttrain.rewards.workers import WorkerReward
 from posttrain.settings import RewardOptions, RewardWorkerSettings
 
@@ -45,6 +46,7 @@ def milliseconds(function: Callable[..., Any], arguments: dict[str, list[Any]], 
     """Return the median and the slowest time of one completion."""
     seconds = []
     for _ in range(repeats):
+        grade_once.cache_clear()  # each call grades for itself
         started = time.perf_counter()
         function(**arguments)
         seconds.append(time.perf_counter() - started)

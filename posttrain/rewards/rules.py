@@ -12,7 +12,8 @@ from typing import Any
 
 from posttrain.rewards.arguments import completion_text, gold_column
 from posttrain.rewards.extraction import Profile, extract, gold_text
-from posttrain.rewards.math_answers import LENIENT, Grade, Verdict, exact_value, gold_error, grade
+from posttrain.rewards.grades import grade_once
+from posttrain.rewards.math_answers import Grade, Verdict, exact_value
 from posttrain.settings.rewards import NumericMatchOptions
 
 MAX_NUMBER_CHARACTERS = 256
@@ -70,15 +71,9 @@ def graded(completions: Sequence[Any], columns: Mapping[str, Sequence[Any]], pro
 def _grades(completions: Sequence[Any], columns: Mapping[str, Sequence[Any]], profile: Profile) -> list[Grade | None]:
     truncated = columns.get("truncated", [False] * len(completions))
     return [
-        _grade(completion_text(completion), gold, profile, cut_off)
+        None if gold is None else grade_once(completion_text(completion), str(gold), profile, bool(cut_off))
         for completion, gold, cut_off in zip(completions, gold_column(columns), truncated, strict=True)
     ]
-
-
-def _grade(text: str, gold: Any, profile: Profile, truncated: bool) -> Grade | None:
-    if gold is None or gold_error(str(gold)) is not None:
-        return None
-    return grade(text, str(gold), profile=profile, truncated=truncated, policy=LENIENT)
 
 
 def _same_text(text: str, gold: Any) -> float | None:
