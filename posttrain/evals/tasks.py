@@ -4,13 +4,14 @@ Floor 4. One visible dict; results of different versions of a task are never com
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from posttrain.data.named import SOURCES, Source
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
-from posttrain.settings import DataSettings, EvalSettings
+from posttrain.settings import DataSettings
 
 # The one format that strict grading accepts, by what the prompt asks for.
 STRICT_PROFILES: dict[str, Profile] = {
@@ -22,6 +23,9 @@ STRICT_PROFILES: dict[str, Profile] = {
 }
 
 
+Kind = Literal["mathematics", "scored"]  # graded against a gold answer; a number without one
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """A set of problems with a fixed way to grade them; `version` changes whenever scores would."""
@@ -29,6 +33,8 @@ class Task:
     name: str
     version: str
     source: str  # the named source of its problems
+    kind: Kind = "mathematics"
+    score: str | None = None  # of kind scored: the reward that is its score; None: what the evaluation's rewards make
 
 
 TASKS: dict[str, Task] = {
@@ -36,6 +42,7 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task("gsm8k", "1", "gsm8k"),
     "math": Task("math", "1", "math"),
     "math500": Task("math500", "1", "math500"),
+    "prompts": Task("prompts", "1", "", "scored"),  # the user's own, scored by rewards
 }
 
 
@@ -52,6 +59,8 @@ def task_data(task: Task, data: DataSettings) -> DataSettings:
     """Return the data settings with the task's own source where the user named none."""
     if "source" in data.model_fields_set:
         return data
+    if not task.source:
+        raise ConfigError(f"task {task.name} has no problems of its own", fix="--data.source prompts.jsonl")
     return data.model_copy(update={"source": task.source})
 
 
@@ -62,10 +71,10 @@ def evaluated_task(task: Task, data: DataSettings) -> Task:
     """
     if data.source == task.source:
         return task
-    if data.source in TASKS:
+    if data.source in TASKS and TASKS[data.source].kind == task.kind:
         return TASKS[data.source]
     stem = Path(data.source).stem
-    return Task(data.source if stem in TASKS else stem, task.version, data.source)
+    return replace(task, name=data.source if stem in TASKS else stem, source=data.source)
 
 
 def prompt_style(data: DataSettings) -> str | None:
@@ -77,12 +86,3 @@ def prompt_style(data: DataSettings) -> str | None:
 def strict_profile(data: DataSettings) -> Profile:
     """Return the profile that the prompt style asks for; ready-made prompts are taken to ask for boxed answers."""
     return STRICT_PROFILES[prompt_style(data) or "question"]
-
-
-def check_settings(settings: EvalSettings) -> None:
-    """Raise ConfigError for settings under which several samples of a problem would all be the same."""
-    if settings.num_samples > 1 and settings.sampling.temperature == 0:
-        raise ConfigError(
-            f"num_samples = {settings.num_samples} with sampling.temperature = 0 gives equal completions of a problem",
-            fix="--sampling.temperature 1.0",
-        )

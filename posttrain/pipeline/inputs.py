@@ -24,6 +24,7 @@ from posttrain.settings import (
     PretrainSettings,
     RewardSettings,
     RowStageSettings,
+    ScoredStageSettings,
     StageSettings,
 )
 
@@ -63,7 +64,7 @@ def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dic
             hashes["model"] = model
         if (template := settings.model.chat_template) and Path(template).is_file():
             hashes["chat_template"] = hash_file(Path(template)).sha256
-    if isinstance(settings, PolicyStageSettings) and settings.reward_model is not None and "reward_model" not in filled:
+    if isinstance(settings, ScoredStageSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
     if isinstance(settings, RewardSettings) and settings.reward_file is not None:

@@ -13,8 +13,8 @@ from posttrain.settings import (
     CompareSettings,
     DpoSettings,
     PairsSettings,
-    PolicyStageSettings,
     RmSettings,
+    ScoredStageSettings,
     StageSettings,
 )
 
@@ -39,7 +39,7 @@ def find_links(settings: StageSettings, init_from: str | None, stage_names: Sequ
     """Return the links of a stage among the stages of its recipe; a name that no stage has may be a link too."""
     links = [] if init_from is None else [Link("init_from", init_from, "model")]
     match settings:
-        case PolicyStageSettings(reward_model=str(name)) if name in stage_names or not ("/" in name or is_path(name)):
+        case ScoredStageSettings(reward_model=str(name)) if name in stage_names or not ("/" in name or is_path(name)):
             links.append(Link("reward_model", name, "reward_model"))
         case RmSettings() | DpoSettings() if settings.data.source in {*stage_names} - {*SOURCES}:
             links.append(Link("data.source", settings.data.source, "pairs"))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from posttrain.errors import DataError
-from posttrain.evals.evaluate import by_problem
+from posttrain.evals.samples import by_problem
 from posttrain.evals.stats import Interval, holm, paired_difference, paired_p, smallest_detectable_difference
 
 ALPHA = 0.05
@@ -36,9 +36,9 @@ class Evaluation:
     samples: Sequence[Mapping[str, Any]]
 
     def means(self) -> dict[str, float]:
-        """Return each problem's strict accuracy, in order of problem ids; unusable golds are left out."""
-        graded = [sample for sample in self.samples if sample["strict"] is not None]
-        return {problem: float(np.mean(values)) for problem, values in by_problem(graded, "strict").items()}
+        """Return each problem's mean score, in order of problem ids; samples without a score are left out."""
+        scored = [sample for sample in self.samples if sample["score"] is not None]
+        return {problem: float(np.mean(values)) for problem, values in by_problem(scored, "score").items()}
 
 
 @dataclass(frozen=True, slots=True)

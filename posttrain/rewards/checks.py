@@ -11,7 +11,7 @@ from posttrain.rewards import JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS
 from posttrain.rewards.scoring import check_names
 from posttrain.rewards.texts import SCRIPTS
 from posttrain.rewards.user_files import public_functions
-from posttrain.settings import PolicyStageSettings, RewardOptions, RewardSettings
+from posttrain.settings import EvalSettings, PolicyStageSettings, RewardOptions, RewardSettings, ScoredStageSettings
 
 Problem = tuple[str, ConfigError]  # dotted key, error
 
@@ -33,12 +33,14 @@ def reward_problems(settings: RewardSettings) -> Iterator[Problem]:
         check_names(settings.rewards, names)
     except ConfigError as error:
         yield "rewards", error
-    if not any(settings.rewards.values()):
+    if not any(settings.rewards.values()) and not isinstance(settings, EvalSettings):
         message = f"{_stage(settings)} needs at least one reward with a weight"
         yield "rewards", ConfigError(message, fix="--rewards.r1_zero 1.0")
     yield from _file_problems(settings, names)
     yield from _combination_problems(settings)
     yield from _option_problems(settings)
+    if isinstance(settings, ScoredStageSettings):
+        yield from _reward_model_problems(settings)
     if isinstance(settings, PolicyStageSettings):
         yield from _stage_problems(settings)
 
@@ -126,14 +128,18 @@ def _pattern_problems(pattern: str) -> Iterator[Problem]:
         yield "format_regex.pattern", ConfigError(f"format_regex.pattern is no regular expression: {error}")
 
 
-def _stage_problems(settings: PolicyStageSettings) -> Iterator[Problem]:
-    """Yield what the rewards ask of the stage: a reward model, groups, a budget."""
+def _reward_model_problems(settings: ScoredStageSettings) -> Iterator[Problem]:
+    """Yield a reward model without a place among the rewards, and a place without one."""
     if REWARD_MODEL in settings.rewards and settings.reward_model is None:
         message = f"rewards.{REWARD_MODEL} is the score of a reward model, and reward_model names none"
         yield f"rewards.{REWARD_MODEL}", ConfigError(message, fix="--reward_model runs/rm/rm/artifact")
     if REWARD_MODEL not in settings.rewards and settings.reward_model is not None:
-        message = f"reward_model is named, and its reward has no weight among {', '.join(settings.rewards)}"
+        message = f"reward_model is named, and its reward has no weight among {', '.join(settings.rewards) or 'none'}"
         yield "reward_model", ConfigError(message, fix=f"--rewards.{REWARD_MODEL} 1.0")
+
+
+def _stage_problems(settings: PolicyStageSettings) -> Iterator[Problem]:
+    """Yield what the rewards ask of the stage: groups, a budget."""
     pairwise = JUDGE in settings.rewards and settings.reward_options.judge.mode == "pairwise"
     grouped = {
         "reward_combination": settings.reward_combination == "normalized_sum",

@@ -22,6 +22,7 @@ from posttrain.settings.stages import (
     PretrainSettings,
     RmSettings,
     RowStageSettings,
+    ScoredStageSettings,
     SftSettings,
     StageSettings,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "RmSettings",
     "RowStageSettings",
     "SamplingSettings",
+    "ScoredStageSettings",
     "Settings",
     "SftSettings",
     "StageSettings",

@@ -136,16 +136,21 @@ class DpoSettings(RowStageSettings):
     """Directory where the reference's log-probs are kept, computed once before training; None computes each step's."""
 
 
-class PolicyStageSettings(OptimizedStageSettings, RewardSettings):
-    """What every stage has that learns from the scores of its own completions."""
+class ScoredStageSettings(ModelStageSettings, RewardSettings):
+    """What every stage has that scores completions of its model."""
 
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
-    gold_reward: str | None = None
-    """The reward among them that says the truth, for the health checks; None: one that grades, with the weight 0."""
     reward_model: str | None = None
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
+
+
+class PolicyStageSettings(OptimizedStageSettings, ScoredStageSettings):
+    """What every stage has that learns from the scores of its own completions."""
+
+    gold_reward: str | None = None
+    """The reward among them that says the truth, for the health checks; None: one that grades, with the weight 0."""
     allow_weak_reward_model: bool = False
     """Train against a reward model that does no better than chance on its held-out pairs."""
     prompts_per_step: Count = 8
@@ -246,14 +251,15 @@ class PpoSettings(PolicyStageSettings):
     """Scores are clipped to this size, after scaling; None clips nothing."""
 
 
-class EvalSettings(ModelStageSettings):
+class EvalSettings(ScoredStageSettings):
     """Sample a task's held-out problems and grade the answers."""
 
     task: str = "nano"
     """Name of the task: nano, gsm8k, math, ..."""
     data: DataSettings = DataSettings(split="test")
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
-    engine: EngineSettings = EngineSettings()
+    rewards: dict[str, float] = {}
+    """Rewards that score the completions too, beside the task's own grade, and their weights."""
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
     strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from posttrain.data.rows import Kind
 from posttrain.errors import ConfigError
+from posttrain.evals.checks import evaluation_problems
 from posttrain.nano.corpus import PARTS
 from posttrain.rewards.checks import reward_problems
 from posttrain.settings import (
@@ -38,9 +39,8 @@ def settings_problems(settings: StageSettings) -> Iterator[Problem]:
         yield from ignored_model_problems(settings.model)
         yield from blend_problems("blend", settings.blend)
         yield from blend_problems("mid_training_blend", settings.mid_training_blend)
-    elif isinstance(settings, EvalSettings) and settings.num_samples > 1 and settings.sampling.temperature == 0:
-        message = f"{settings.num_samples} samples of each problem at sampling.temperature = 0 are all the same"
-        yield "num_samples", ConfigError(message, fix="--sampling.temperature 1.0")
+    elif isinstance(settings, EvalSettings):
+        yield from evaluation_problems(settings)
 
 
 def check_settings(settings: StageSettings) -> None:

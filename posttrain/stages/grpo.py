@@ -27,9 +27,9 @@ from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import LossShare, Updater, evaluate_logprobs, metrics_of_updates, trained_tokens
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
+    policy_rewards,
     prompt_rows,
     render_prompts,
-    reward_functions,
     reward_table,
     rollout_metrics,
     rollout_rows,
@@ -44,7 +44,7 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
     """Train a policy on its own scored completions and publish it as the run's artifact."""
     check_settings(settings)
     rows = prompt_rows(settings, "grpo")
-    with reward_functions(settings, rows, run) as functions:
+    with policy_rewards(settings, rows, run) as functions:
         loaded = load_model(settings.model, seed=settings.seed)
         prompts, dropped = render_prompts(rows, loaded, settings)
         loader = Loader(list(prompts), settings.seed)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError
-from posttrain.evals.evaluate import SAMPLES_FILE, Category
+from posttrain.evals.evaluate import SAMPLES_FILE
+from posttrain.evals.samples import Category
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts

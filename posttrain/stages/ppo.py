@@ -33,9 +33,9 @@ from posttrain.stages.health import watch_health
 from posttrain.stages.optimize import evaluate_logprobs, metrics_of_updates
 from posttrain.stages.reference import Reference
 from posttrain.stages.rollout import (
+    policy_rewards,
     prompt_rows,
     render_prompts,
-    reward_functions,
     rollout_metrics,
     rollout_rows,
     sample_completions,
@@ -49,7 +49,7 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
     """Train a policy and its critic on the policy's own scored completions, and publish both as the run's artifact."""
     check_settings(settings)
     rows = prompt_rows(settings, "ppo")
-    with reward_functions(settings, rows, run) as functions:
+    with policy_rewards(settings, rows, run) as functions:
         loaded = load_model(settings.model, seed=settings.seed)
         prompts, dropped = render_prompts(rows, loaded, settings)
         loader = Loader(list(prompts), settings.seed)

@@ -5,7 +5,7 @@ Floor 5. Seeds are derived from run seed, step, prompt and sample, so a rollout 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -19,18 +19,16 @@ from posttrain.engines import Engine, Interrupted
 from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards import GOLD_REWARDS, REWARD_MODEL
+from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.arguments import prompt_text
 from posttrain.rewards.extraction import Profile
-from posttrain.rewards.functions import combination_of, open_rewards
+from posttrain.rewards.functions import combination_of
 from posttrain.rewards.grades import answer_form, gave_up, has_answer
-from posttrain.rewards.learned import learned_reward, trust
-from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, reward_arguments, score
+from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, score
+from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
 from posttrain.settings import PolicyStageSettings
-
-JUDGE_JOURNAL = "judge.jsonl"  # in the run's directory: what the judge said, by content
 
 
 def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
@@ -43,6 +41,19 @@ def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
     if GOLD_REWARDS & settings.rewards.keys():
         require_gold(rows)
     return rows
+
+
+def policy_rewards(
+    settings: PolicyStageSettings, rows: Sequence[Row], run: StageRun
+) -> AbstractContextManager[Mapping[str, RewardFunction]]:
+    """Return the context of the stage's reward functions (`reward_functions`)."""
+    return reward_functions(
+        settings,
+        rows,
+        run,
+        max_tokens=settings.max_tokens_per_micro_batch,
+        allow_weak=settings.allow_weak_reward_model,
+    )
 
 
 def render_prompts(
@@ -106,39 +117,6 @@ def score_completions(
         )
         trees.append(Tree(prompt, tuple(rollouts)))
     return trees
-
-
-@contextmanager
-def reward_functions(
-    settings: PolicyStageSettings, rows: Sequence[Row], run: StageRun
-) -> Iterator[Mapping[str, RewardFunction]]:
-    """Yield the functions that rewards can name; processes of rewards end with the context.
-
-    Those that can fail are tried on two made-up completions of the first row. What they and a reward model's own report
-    have to say becomes events of the run. Raises RewardError where that trial fails, ConfigError where the reward model
-    is no better than chance and the settings do not allow it.
-    """
-    with open_rewards(
-        settings,
-        max_completion_length=settings.sampling.max_completion_length,
-        tell=run.event,
-        stopping=lambda: run.stop_requested,
-        rehearsal=_rehearsal(rows[0]),
-        journal=run.path / JUDGE_JOURNAL,
-    ) as functions:
-        if settings.reward_model is not None:
-            run.event(REWARD_MODEL, trust(settings.reward_model, allow_weak=settings.allow_weak_reward_model))
-            budget = settings.max_tokens_per_micro_batch
-            functions[REWARD_MODEL] = learned_reward(settings.reward_model, settings.model, max_tokens=budget)
-        yield functions
-
-
-def _rehearsal(row: Row) -> dict[str, list[Any]]:
-    """Return a reward function's arguments for two made-up completions of a row's prompt."""
-    assert row.prompt is not None
-    prompt = Prompt(row.id, (0,), row.prompt, row.columns)
-    made_up = [Completion((0,), (0.0,), StopReason.EOS, text) for text in ("42", "The answer is 42.")]
-    return reward_arguments([prompt], [made_up])
 
 
 def reward_table(trees: Sequence[Tree]) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.errors import ConfigError, DataError, Stopped
 from posttrain.evals import evaluate as evaluation
-from posttrain.evals.evaluate import Category, evaluate, grade_samples, summarise
+from posttrain.evals.evaluate import evaluate
+from posttrain.evals.mathematics import grade_sample, summarise_grades
+from posttrain.evals.samples import Category, Sample, summarise
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import NoDisplay
@@ -33,6 +35,12 @@ def completion(text: str, stop: StopReason = StopReason.EOS, tokens: int = 3) ->
     return Completion(ids=(5,) * tokens, engine_logprobs=(-0.1,) * tokens, stop_reason=stop, text=text)
 
 
+def graded(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> Iterator[Sample]:
+    for of, group in zip(prompts, completions, strict=True):
+        for index, one in enumerate(group):
+            yield grade_sample(of, index, one, "r1_zero")
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "category", "strict", "lenient"),
     [
@@ -46,13 +54,13 @@ def completion(text: str, stop: StopReason = StopReason.EOS, tokens: int = 3) ->
     ],
 )
 def test_categories(text: str, stop: StopReason, category: Category, strict: bool, lenient: bool) -> None:
-    (sample,) = grade_samples([prompt("a", answer="42")], [[completion(text, stop)]], profile="r1_zero")
+    sample = grade_sample(prompt("a", answer="42"), 0, completion(text, stop), "r1_zero")
     assert (sample.category, sample.strict, sample.lenient) == (category, strict, lenient)
 
 
 def test_a_strictly_right_answer_is_leniently_right() -> None:
     reopened = "\\boxed{42} <think>"
-    (sample,) = grade_samples([prompt("a", answer="42")], [[completion(reopened)]], profile="boxed")
+    sample = grade_sample(prompt("a", answer="42"), 0, completion(reopened), "boxed")
     assert (sample.strict, sample.lenient) == (False, False)
 
 
@@ -63,13 +71,15 @@ def test_summary_by_hand() -> None:
         [completion("it is", StopReason.LENGTH, tokens=10), completion("</think> <answer>8</answer>", tokens=2)],
         [completion(RIGHT, tokens=1000), completion(RIGHT, tokens=1000)],
     ]
-    found = summarise(grade_samples(prompts, completions, profile="r1_zero"))
+    rows = [sample.row() for sample in graded(prompts, completions)]
+    found = summarise(rows) | summarise_grades(rows)
     assert (found["problems"], found["num_samples"], found["ungradable_problems"]) == (2, 2, 1)
-    assert found["strict"]["accuracy"] == 0.25
+    assert found["score"]["mean"] == found["strict"]["accuracy"] == 0.25
     assert found["strict"]["low"] < 0.25 < found["strict"]["high"]
     assert found["lenient"]["accuracy"] == 0.5
     assert found["categories"] == {
         "correct": 0.25, "wrong_answer": 0.25, "format_failure": 0.25, "truncated": 0.25, "could_not_grade": 0.0,
+        "scored": 0.0,
     }  # fmt: skip
     assert found["pass_at_k"] == {"1": 0.25, "2": 0.5}
     assert found["mean_length"] == 6.0
@@ -77,8 +87,8 @@ def test_summary_by_hand() -> None:
 
 
 def test_samples_without_any_usable_gold_are_refused() -> None:
-    with pytest.raises(DataError, match="none of the 1 samples has a usable gold"):
-        summarise(grade_samples([prompt("a", answer=" ")], [[completion(RIGHT)]], profile="r1_zero"))
+    with pytest.raises(DataError, match="none of the 1 samples has a score: no usable gold"):
+        summarise([sample.row() for sample in graded([prompt("a", answer=" ")], [[completion(RIGHT)]])])
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +211,7 @@ def test_the_users_strict_profile_is_graded_by(settings: EvalSettings, tmp_path:
 def test_faults_are_told_before_the_model_loads(settings: EvalSettings, tmp_path: Path) -> None:
     nowhere = ModelSettings(name_or_path=str(tmp_path / "no such model"))
     greedy = settings.model_copy(update={"model": nowhere, "sampling": SamplingSettings(temperature=0.0)})
-    with open_run(tmp_path / "greedy", greedy) as run, pytest.raises(ConfigError, match="gives equal completions"):
+    with open_run(tmp_path / "greedy", greedy) as run, pytest.raises(ConfigError, match="are all the same"):
         evaluate(greedy, run)
     data = tmp_path / "gold.jsonl"
     data.write_text('{"prompt": "1 + 1 =", "gold": "2"}\n')
