@@ -31,6 +31,7 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "save_steps",
     "save_total_limit",
     "rollout_trees_saved",
+    "keep_policy_steps",
     "allow_weak_reward_model",
     "gold_reward",
     "reward_workers.deadline",

@@ -13,6 +13,7 @@ from posttrain.settings.stages import (
     CriticSettings,
     DpoSettings,
     EvalSettings,
+    FrontierSettings,
     GrpoSettings,
     ModelStageSettings,
     OptimizedStageSettings,
@@ -25,6 +26,7 @@ from posttrain.settings.stages import (
     ScoredStageSettings,
     SftSettings,
     StageSettings,
+    TaskSettings,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "EngineSettings",
     "EvalSettings",
     "FilterSettings",
+    "FrontierSettings",
     "GrpoSettings",
     "JudgeOptions",
     "ModelSettings",
@@ -55,4 +58,5 @@ __all__ = [
     "Settings",
     "SftSettings",
     "StageSettings",
+    "TaskSettings",
 ]

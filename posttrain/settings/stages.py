@@ -171,6 +171,8 @@ class PolicyStageSettings(OptimizedStageSettings, ScoredStageSettings):
     """Leave truncated completions out of the loss (they stay in the baseline)."""
     rollout_trees_saved: Annotated[int, Field(ge=0)] = 4
     """Prompts of each step whose completions keep per-token log-probs on disk; the texts of all are kept."""
+    keep_policy_steps: Annotated[int, Field(ge=0)] = 0
+    """Keep the policy of every so many steps, and of the last, each as large as the artifact; 0 keeps none."""
 
 
 class GrpoSettings(PolicyStageSettings):
@@ -251,19 +253,40 @@ class PpoSettings(PolicyStageSettings):
     """Scores are clipped to this size, after scaling; None clips nothing."""
 
 
-class EvalSettings(ScoredStageSettings):
-    """Sample a task's held-out problems and grade the answers."""
+class TaskSettings(ScoredStageSettings):
+    """What every stage has that samples a task's held-out problems and grades the answers."""
 
     task: str = "nano"
     """Name of the task: nano, gsm8k, math, ..."""
     data: DataSettings = DataSettings(split="test")
-    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     rewards: dict[str, float] = {}
     """Rewards that score the completions too, beside the task's own grade, and their weights."""
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
     strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None
     """The one answer format that counts (think and answer tags, a box, "#### 42"); None: the prompt style's."""
+
+
+class EvalSettings(TaskSettings):
+    """Sample a task's held-out problems and grade the answers."""
+
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    reference: str | None = None
+    """Model to measure the KL to: a directory, a name, or an earlier stage of the recipe; None measures none."""
+
+
+class FrontierSettings(TaskSettings):
+    """Follow a policy stage's kept policies: the reward trained on and the true score against the KL to its start.
+
+    In a recipe, what this table leaves out of model, rewards and sampling lengths is that of the policy stage.
+    """
+
+    policies: str
+    """Stage of type grpo or ppo whose kept policies are sampled, or the directory of one."""
+    num_samples: Count = 8
+    """Completions of each problem by each policy; those of the first one also give best-of-n, up to this n."""
+    gold: str | None = None
+    """The reward among them that says the truth; None: the task's own score."""
 
 
 class PairsSettings(StageSettings):
