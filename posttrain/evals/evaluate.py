@@ -6,6 +6,7 @@ of task makes of an answer is in `mathematics.py` and `scored.py`.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import ENGINES, Interrupted
 from posttrain.evals import mathematics, scored
 from posttrain.evals.checks import check_settings
+from posttrain.evals.distance import summarise_distance
+from posttrain.evals.references import open_reference
 from posttrain.evals.samples import Row, Sample, summarise
 from posttrain.evals.tasks import Task, evaluated_task, find_task, prompt_style, strict_profile, task_data
 from posttrain.models.lm import load_model
@@ -31,7 +34,7 @@ from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.seeds import derive_seed
-from posttrain.settings import DataSettings, EvalSettings
+from posttrain.settings import DataSettings, EvalSettings, TaskSettings
 
 PROBLEMS_PER_STEP = 256  # what an interruption can lose
 SCORER_TOKENS = 4096  # that a reward model reads at a time
@@ -59,6 +62,10 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         )
         ids = list(prompts)
         batches = [ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(ids), PROBLEMS_PER_STEP)]
+        reference = None
+        if settings.reference is not None:
+            named = settings.model.model_copy(update={"name_or_path": settings.reference, "revision": None})
+            reference = open_reference(named, loaded, settings.model)
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
         for step in run.steps(len(batches)):
             batch = [prompts[row_id] for row_id in batches[step - 1]]
@@ -69,6 +76,10 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
                     )
                 with run.phase("score"):
                     samples = list(judge(batch, completions, task, settings, functions, profile))
+                if reference is not None:
+                    with run.phase("reference"):
+                        distances = reference.distances(batch, completions)
+                    samples = [replace(one, distance=far) for one, far in zip(samples, distances, strict=True)]
             except Interrupted:
                 run.save(step - 1, lambda: ({}, {}))
                 raise
@@ -84,6 +95,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "strict_profile": profile,
         **summarise(found),
         **(mathematics.summarise_grades(found) if task.kind == "mathematics" else {}),
+        **({} if reference is None else summarise_distance(found, settings.sampling)),
+        "reference": settings.reference,
         "dropped_rows": len(dropped),
         "scores": rewards,
         "sampling": settings.sampling.model_dump(mode="json"),
@@ -101,12 +114,12 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     run.finish(summary)
 
 
-def scores_of(task: Task, settings: EvalSettings) -> dict[str, float]:
+def scores_of(task: Task, settings: TaskSettings) -> dict[str, float]:
     """Return the rewards that score each completion, with their weights; the task's own, if unnamed, is watched."""
     return settings.rewards if task.score is None else {task.score: 0.0} | settings.rewards
 
 
-def sample_seeds(settings: EvalSettings, prompts: Sequence[Prompt]) -> list[list[int]]:
+def sample_seeds(settings: TaskSettings, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the seeds of the samples of each prompt: they depend on the run seed, the problem and the index alone."""
     return [
         [derive_seed(settings.seed, "eval", prompt.id, sample) for sample in range(settings.num_samples)]
@@ -118,7 +131,7 @@ def judge(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     task: Task,
-    settings: EvalSettings,
+    settings: TaskSettings,
     functions: Mapping[str, RewardFunction],
     profile: Profile | None,
 ) -> Iterator[Sample]:

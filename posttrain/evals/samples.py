@@ -5,7 +5,7 @@ Floor 4. `score` is the task's own number for a sample, None where there is none
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
@@ -40,6 +40,15 @@ class Category(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Distance:
+    """What a model and its reference say of a completion, at temperature 1, in nats."""
+
+    policy_logprob: float  # sum over the completion's tokens
+    ref_logprob: float
+    entropy: float  # of the model, mean over the tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One judged completion; `strict` and `lenient` are None where the task has no such grade, or no usable gold."""
 
@@ -60,12 +69,15 @@ class Sample:
     reason: str = ""  # why strict grading did not find it right
     subsets: Mapping[str, str] = field(default_factory=dict)
     scored: Scored | None = None  # by the rewards of the evaluation's settings
+    distance: Distance | None = None  # where the evaluation has a reference
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as a row of the table: subsets and scores are columns of their own."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("subsets", "scored")}
+        """Return the sample as a row of the table: subsets, scores and distance are columns of their own."""
+        nested = ("subsets", "scored", "distance")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in nested}
         rewards = {f"{REWARDS}{name}": value for name, value in self.scored.scores.items()} if self.scored else {}
-        return plain | dict(self.subsets) | rewards | ({REWARD: self.scored.reward} if self.scored else {})
+        rewards |= {REWARD: self.scored.reward} if self.scored else {}
+        return plain | dict(self.subsets) | rewards | (asdict(self.distance) if self.distance else {})
 
     @classmethod
     def of(cls, prompt: Prompt, index: int, completion: Completion, **judged: Any) -> Self:

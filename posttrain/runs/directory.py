@@ -269,7 +269,7 @@ class StageRun:
         self._record("saved", f"saved {self._saved.path.name}", step=step)
 
     def keep_policy(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` fill policies/step-<step> where the settings keep that step's policy: every so many, and the last.
+        """Let `write` fill policies/step-<step> where the settings keep that step's policy, as the last one's.
 
         Call it before `save`: a resume deletes the policies after its checkpoint, whose steps are done again.
         """
