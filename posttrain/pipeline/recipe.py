@@ -272,7 +272,10 @@ def _of_policies(own: Sequence[Entry], earlier: Mapping[str, Stage]) -> Iterator
     for key, value in flatten(content):
         if key[0] == "model" or key in OF_COMPLETIONS or (key[0] in OF_REWARDS and "rewards" not in written):
             origin = str(file) if stage is None else stage.origin_of(".".join(key))
-            yield Entry(key, value, f"default of {name}" if origin == DEFAULT else origin)
+            if origin != DEFAULT:
+                yield Entry(key, value, origin)
+            elif key[0] == "rewards":  # the one default that a frontier does not have too
+                yield Entry(key, value, f"default of {name}")
 
 
 def _is_header(entry: Entry) -> bool:
