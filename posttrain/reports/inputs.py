@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from posttrain.errors import DataError
 from posttrain.evals.evaluate import SAMPLES_FILE, SUMMARY_FILE
 from posttrain.evals.mathematics import summarise_grades
-from posttrain.evals.samples import summarise
+from posttrain.evals.samples import by_problem, summarise
 from posttrain.runs.directory import EVENTS, METRICS, RESULT
 from posttrain.runs.identity import RUN, SETTINGS
 from posttrain.runs.logs import read_rows
@@ -56,6 +58,11 @@ class Evaluation:
     def task(self) -> str:
         """The task's name."""
         return str(self.summary["task"])
+
+    def means(self) -> dict[str, float]:
+        """Return each problem's mean score, in order of problem ids; samples without a score are left out."""
+        scored = [sample for sample in self.samples if sample["score"] is not None]
+        return {problem: float(np.mean(values)) for problem, values in by_problem(scored, "score").items()}
 
 
 @dataclass(frozen=True, slots=True)
