@@ -4,23 +4,14 @@ Floor 4, pure numpy. Of completions sampled at temperature 1 from the whole voca
 of k1 over the tokens (`algorithms/tokens`), is an unbiased estimate of KL(policy || reference) up to the token limit.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from posttrain.evals.samples import Row, by_problem, mean_with_interval
-from posttrain.evals.stats import CONFIDENCE
+from posttrain.evals.samples import Row, by_problem
+from posttrain.evals.stats import mean_interval
 from posttrain.settings import SamplingSettings
-
-LOG_RATIO = "log_ratio"  # a column: log(policy / reference) of a completion, in nats
-
-
-def with_log_ratio(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with the column LOG_RATIO."""
-    return [{**row, LOG_RATIO: row["policy_logprob"] - row["ref_logprob"]} for row in rows]
 
 
 def summarise_distance(rows: Sequence[Row], sampling: SamplingSettings) -> dict[str, Any]:
@@ -30,9 +21,8 @@ def summarise_distance(rows: Sequence[Row], sampling: SamplingSettings) -> dict[
     were not sampled from the policy itself: greedy, at another temperature, or with a cut vocabulary. The numbers are
     then the log-ratios of those texts and no KL.
     """
-    rows = with_log_ratio(rows)
     return {
-        "kl": {"sequence": mean_with_interval(rows, LOG_RATIO), "token": _per_token(rows)},
+        "kl": {"sequence": sequence_kl(rows), "token": token_kl(rows)},
         "kl_is_estimate": samples_itself(sampling),
         "mean_entropy": float(np.mean([row["entropy"] for row in rows])),
     }
@@ -43,13 +33,23 @@ def samples_itself(sampling: SamplingSettings) -> bool:
     return (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
 
 
-def _per_token(rows: Sequence[Row]) -> dict[str, float]:
-    """Return all log-ratios over all tokens, with the interval of a ratio of two means of problems, linearised."""
-    ratios = np.array([np.sum(values) for values in by_problem(rows, LOG_RATIO).values()])
-    tokens = np.array([np.sum(values) for values in by_problem(rows, "num_tokens").values()])
-    mean = float(ratios.sum() / tokens.sum())
-    if len(ratios) < 2:
-        return {"mean": mean, "low": -math.inf, "high": math.inf}
-    error = float((ratios - mean * tokens).std(ddof=1)) / (float(tokens.mean()) * math.sqrt(len(ratios)))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(ratios) - 1)) * error
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+def sequence_kl(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean log-ratio of a completion over problems, with its t interval."""
+    means = np.array([[np.mean(ratios)] for ratios, _ in _by_problem(rows)])
+    interval = mean_interval(means)
+    return {"mean": float(means.mean()), "low": interval.low, "high": interval.high}
+
+
+def token_kl(rows: Sequence[Row]) -> dict[str, float]:
+    """Return all log-ratios over all tokens, with the t interval of a ratio of two means over problems, linearised."""
+    sums = np.array([(np.sum(ratios), np.sum(tokens)) for ratios, tokens in _by_problem(rows)])  # (P, 2)
+    mean = float(sums[:, 0].sum() / sums[:, 1].sum())
+    interval = mean_interval(mean + (sums[:, :1] - mean * sums[:, 1:]) / sums[:, 1].mean())
+    return {"mean": mean, "low": interval.low, "high": interval.high}
+
+
+def _by_problem(rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the log-ratios in nats and the lengths in tokens of each problem's completions."""
+    columns = [by_problem(rows, name) for name in ("policy_logprob", "ref_logprob", "num_tokens")]
+    for policy, ref, tokens in zip(*(column.values() for column in columns), strict=True):
+        yield np.subtract(policy, ref), np.array(tokens)

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from posttrain.errors import DataError
 from posttrain.evals.best_of_n import best_of_n_kl, expected_best
-from posttrain.evals.distance import LOG_RATIO, with_log_ratio
+from posttrain.evals.distance import sequence_kl
 from posttrain.evals.samples import REWARD, Row, by_problem, mean_with_interval
-from posttrain.evals.stats import CONFIDENCE
+from posttrain.evals.stats import CONFIDENCE, mean_interval
 
 FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of d: what beta takes, times d
     "best_of_n": lambda d: d,
@@ -113,8 +112,8 @@ def best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, Any]]:
         {
             "n": n,
             "kl": best_of_n_kl(n),
-            "proxy": mean_with_t(expected_best(proxy, proxy, n))._asdict(),
-            "gold": mean_with_t(expected_best(proxy, gold, n))._asdict(),
+            "proxy": mean_of(expected_best(proxy, proxy, n))._asdict(),
+            "gold": mean_of(expected_best(proxy, gold, n))._asdict(),
         }
         for n in range(1, proxy.shape[1] + 1)
     ]
@@ -131,8 +130,8 @@ def course(steps: Sequence[int], *, proxy: np.ndarray, gold: np.ndarray) -> dict
     peak = int(gold.mean(axis=1).argmax())
     tests = max(1, len(steps) - 1)
     since_peak = {
-        "proxy": mean_with_t(proxy[-1] - proxy[peak], tests=tests),
-        "gold": mean_with_t(gold[-1] - gold[peak], tests=tests),
+        "proxy": mean_of(proxy[-1] - proxy[peak], tests=tests),
+        "gold": mean_of(gold[-1] - gold[peak], tests=tests),
     }
     verdict = "holds"
     if since_peak["gold"].high < 0:
@@ -142,23 +141,18 @@ def course(steps: Sequence[int], *, proxy: np.ndarray, gold: np.ndarray) -> dict
         "verdict": verdict,
         "since_peak": {name: change._asdict() for name, change in since_peak.items()},
         "since_start": {
-            "proxy": mean_with_t(proxy[-1] - proxy[0])._asdict(),
-            "gold": mean_with_t(gold[-1] - gold[0])._asdict(),
+            "proxy": mean_of(proxy[-1] - proxy[0])._asdict(),
+            "gold": mean_of(gold[-1] - gold[0])._asdict(),
         },
     }
 
 
-def mean_with_t(values: np.ndarray, *, tests: int = 1) -> Mean:
-    """Return the mean of prompts' values `(P,)` with its 95% interval by Student's t, one of `tests` intervals.
+def mean_of(values: np.ndarray, *, tests: int = 1) -> Mean:
+    """Return the mean of prompts' values `(P,)`, paired differences among them, with its t interval.
 
-    Paired differences are such values. A single prompt gives an infinite interval.
+    It holds with 95% for `tests` such means together (Bonferroni). A single prompt gives an infinite interval.
     """
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Mean(mean, -math.inf, math.inf)
-    quantile = float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * tests), len(values) - 1))
-    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Mean(mean, mean - half, mean + half)
+    return Mean(float(values.mean()), *mean_interval(values[:, None], 1 - (1 - CONFIDENCE) / tests))
 
 
 def fit(form: str, distances: np.ndarray, gains: np.ndarray) -> Fit:
@@ -179,7 +173,7 @@ def _fit(form: str, points: Sequence[tuple[float, float]]) -> dict[str, float] |
 
 
 def _point(rows: Sequence[Row], gold: str) -> dict[str, Any]:
-    kl = mean_with_interval(with_log_ratio(rows), LOG_RATIO)
+    kl = sequence_kl(rows)
     return {
         "kl": kl,
         "sqrt_kl": math.sqrt(max(0.0, kl["mean"])),  # an estimate near 0 may be below it
