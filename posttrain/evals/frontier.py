@@ -97,13 +97,13 @@ def _place(point: Mapping[str, Any]) -> str:
 
 
 def _change(mean: Mapping[str, float]) -> str:
-    return f"{mean['mean']:+.2f} [{mean['low']:+.2f}, {mean['high']:+.2f}]"
+    return f"{mean['mean']:+.2f} [{float(mean['low']):+.2f}, {float(mean['high']):+.2f}]"
 
 
 def _size(mean: Mapping[str, float]) -> str:
     """Return a change without its sign, the ends of its interval in ascending order."""
-    low, high = sorted((mean["low"], mean["high"]), key=abs)
-    return f"{abs(mean['mean']):.2f} [{abs(low):.2f}, {abs(high):.2f}]"
+    low, high = sorted(abs(float(mean[end])) for end in ("low", "high"))
+    return f"{abs(mean['mean']):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ from posttrain.reports.contrasts import Comparison
 from posttrain.reports.inputs import Inputs
 from posttrain.reports.part import Part, Report
 from posttrain.reports.parts.examples import examples_part
+from posttrain.reports.parts.frontier import frontier_part
 from posttrain.reports.parts.scores import scores_part
 from posttrain.reports.parts.verdict import verdict_part
 
 PARTS: tuple[Callable[[Inputs, Mapping[str, Comparison]], Part], ...] = (
     verdict_part,
     scores_part,
+    frontier_part,
     examples_part,
 )
 
