@@ -46,8 +46,10 @@ class ReferenceModel:
             for prompt, group in zip(prompts, completions, strict=True)
         ]
         logprobs, entropies = sums_and_entropies(self._evaluated, trees, max_tokens)
-        with self._active() as frozen:
-            ref_logprobs, _ = sums_and_entropies(frozen, trees, max_tokens)
+        ref_logprobs = logprobs
+        if self._own is not self._evaluated:
+            with self._active() as frozen:
+                ref_logprobs, _ = sums_and_entropies(frozen, trees, max_tokens)
         return [Distance(*of_one) for of_one in zip(logprobs, ref_logprobs, entropies, strict=True)]
 
     @contextmanager

@@ -22,7 +22,7 @@ from posttrain.settings import (
     CompareSettings,
     EvalSettings,
     ModelStageSettings,
-    PolicyStageSettings,
+    PolicyTrainingSettings,
     PpoSettings,
     RewardSettings,
     Settings,
@@ -298,7 +298,7 @@ def _compares_completions(settings: StageSettings) -> bool:
 
 
 def _keeps_policies(settings: StageSettings) -> bool:
-    return isinstance(settings, PolicyStageSettings) and settings.keep_policy_steps > 0
+    return isinstance(settings, PolicyTrainingSettings) and settings.keep_policy_steps > 0
 
 
 def _link_problems(

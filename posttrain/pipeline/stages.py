@@ -99,9 +99,9 @@ def _compare() -> StageFunction:
 
 STAGE_TYPES: dict[str, StageType] = {
     "pretrain": StageType(PretrainSettings, ("model",), _pretrain),
-    "sft": StageType(SftSettings, ("model",), _sft),
+    "sft": StageType(SftSettings, ("model", "policies"), _sft),
     "rm": StageType(RmSettings, ("reward_model",), _rm),
-    "dpo": StageType(DpoSettings, ("model",), _dpo),
+    "dpo": StageType(DpoSettings, ("model", "policies"), _dpo),
     "grpo": StageType(GrpoSettings, ("model", "completions", "policies"), _grpo),
     "ppo": StageType(PpoSettings, ("model", "completions", "policies"), _ppo),
     "eval": StageType(EvalSettings, ("evaluation", "completions"), _evaluate),

@@ -24,7 +24,7 @@ from posttrain.runs.memory import accelerator_peak, begin_peak, resident_peak
 from posttrain.runs.policies import drop_policies_after, keep_policy
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.runs.signals import stop_request
-from posttrain.settings import OptimizedStageSettings, PolicyStageSettings, StageSettings
+from posttrain.settings import OptimizedStageSettings, PolicyTrainingSettings, StageSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class StageRun:
         self._save_steps, self._keep = 1, 2  # a stage without an optimizer has no state to speak of: each step is kept
         if isinstance(settings, OptimizedStageSettings):
             self._save_steps, self._keep = settings.save_steps, settings.save_total_limit
-        self._policy_steps = settings.keep_policy_steps if isinstance(settings, PolicyStageSettings) else 0
+        self._policy_steps = settings.keep_policy_steps if isinstance(settings, PolicyTrainingSettings) else 0
         self._max_steps = 0
         self._phase_seconds: dict[str, float] = {}
         self._watch: Watch | None = None

@@ -51,6 +51,13 @@ class OptimizedStageSettings(ModelStageSettings):
     """Checkpoints to keep, never fewer than two."""
 
 
+class PolicyTrainingSettings(OptimizedStageSettings):
+    """What every stage has that trains a policy from another."""
+
+    keep_policy_steps: Annotated[int, Field(ge=0)] = 0
+    """Keep the policy of every so many steps, and of the last, each as large as the artifact; 0 keeps none."""
+
+
 class PretrainSettings(OptimizedStageSettings):
     """Train a small Llama from scratch on the nano corpus, in two phases."""
 
@@ -96,7 +103,7 @@ class RowStageSettings(OptimizedStageSettings):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
 
 
-class SftSettings(RowStageSettings):
+class SftSettings(RowStageSettings, PolicyTrainingSettings):
     """Supervised fine-tuning on prompt-completion pairs, conversations or text."""
 
     learning_rate: Positive = 2e-5
@@ -115,7 +122,7 @@ class RmSettings(RowStageSettings):
     """Share of the prompts whose pairs are never trained on: the reward model is measured on them at the end."""
 
 
-class DpoSettings(RowStageSettings):
+class DpoSettings(RowStageSettings, PolicyTrainingSettings):
     """Direct preference optimisation and its relatives: learn from pairs without a reward model."""
 
     data: DataSettings = DataSettings(source="nano_preferences")
@@ -146,7 +153,7 @@ class ScoredStageSettings(ModelStageSettings, RewardSettings):
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
 
 
-class PolicyStageSettings(OptimizedStageSettings, ScoredStageSettings):
+class PolicyStageSettings(PolicyTrainingSettings, ScoredStageSettings):
     """What every stage has that learns from the scores of its own completions."""
 
     gold_reward: str | None = None
@@ -171,8 +178,6 @@ class PolicyStageSettings(OptimizedStageSettings, ScoredStageSettings):
     """Leave truncated completions out of the loss (they stay in the baseline)."""
     rollout_trees_saved: Annotated[int, Field(ge=0)] = 4
     """Prompts of each step whose completions keep per-token log-probs on disk; the texts of all are kept."""
-    keep_policy_steps: Annotated[int, Field(ge=0)] = 0
-    """Keep the policy of every so many steps, and of the last, each as large as the artifact; 0 keeps none."""
 
 
 class GrpoSettings(PolicyStageSettings):
@@ -276,13 +281,13 @@ class EvalSettings(TaskSettings):
 
 
 class FrontierSettings(TaskSettings):
-    """Follow a policy stage's kept policies: the reward trained on and the true score against the KL to its start.
+    """Follow the policies that a stage kept: the reward trained on and the true score against the KL to its start.
 
-    In a recipe, what this table leaves out of model, rewards and sampling lengths is that of the policy stage.
+    What is not written here of the model, the rewards and the length of completions is taken over from that stage.
     """
 
     policies: str
-    """Stage of type grpo or ppo whose kept policies are sampled, or the directory of one."""
+    """Stage of type grpo, ppo, dpo or sft with keep_policy_steps, or the directory of one."""
     num_samples: Count = 8
     """Completions of each problem by each policy; those of the first one also give best-of-n, up to this n."""
     gold: str | None = None
