@@ -17,16 +17,20 @@ from posttrain.runs.policies import kept_policies
 from posttrain.runs.rollout_files import read_rollouts
 from posttrain.settings import (
     DataSettings,
+    DpoSettings,
     FrontierSettings,
     GrpoSettings,
     PpoSettings,
     RewardOptions,
     SamplingSettings,
+    SftSettings,
 )
 from posttrain.settings.rewards import LongerThanOptions
+from posttrain.stages.dpo import dpo
 from posttrain.stages.frontier import frontier_stage
 from posttrain.stages.grpo import grpo
 from posttrain.stages.ppo import ppo
+from posttrain.stages.sft import sft
 from tests.stages.conftest import RunStage, model_settings
 
 REWARDS = {  # half of a random model's completions are longer
@@ -76,11 +80,26 @@ def same_files(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("stage", [grpo, ppo], ids=["grpo", "ppo"])
-def test_a_killed_run_keeps_the_same_policies(
-    stage: Callable[..., None], model_directory: str, run_stage: RunStage
-) -> None:
-    settings = training(model_directory, GrpoSettings if stage is grpo else PpoSettings)
+def of_rows(directory: str, settings: type[SftSettings] | type[DpoSettings], **options: Any) -> Any:
+    common = {"model": model_settings(directory, lora_r=4), "rows_per_step": 2, "max_steps": 5, "learning_rate": 1e-2}
+    return settings(**common, save_steps=2, keep_policy_steps=2, **options)
+
+
+STAGES: dict[str, tuple[Callable[..., None], Callable[[str], Any]]] = {
+    "grpo": (grpo, lambda directory: training(directory, GrpoSettings)),
+    "ppo": (ppo, lambda directory: training(directory, PpoSettings)),
+    "sft": (sft, lambda directory: of_rows(directory, SftSettings, data=DataSettings(rows=8))),
+    "dpo": (
+        dpo,
+        lambda directory: of_rows(directory, DpoSettings, data=DataSettings(source="nano_preferences", rows=8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_run_keeps_the_same_policies(name: str, model_directory: str, run_stage: RunStage) -> None:
+    stage, make_settings = STAGES[name]
+    settings = make_settings(model_directory)
     whole = run_stage(stage, settings, "whole")
     for step in (3, 4):
         run_stage(stage, settings, "killed", kill_after=step)
