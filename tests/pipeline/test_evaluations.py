@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.errors import ConfigError
-from posttrain.evals.evaluate import Sample, summarise
+from posttrain.evals.samples import Sample, summarise
 from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, show_comparison
 from posttrain.reports.contrasts import Evaluation, compare_evaluations
 from posttrain.reports.pages import print_comparison

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.evals.evaluate import Sample, summarise
+from posttrain.evals.samples import Sample, summarise
 from posttrain.reports.comparison import compare, compare_stage, load_evaluation
 from posttrain.reports.contrasts import compare_evaluations
 from posttrain.reports.pages import markdown, print_comparison
