@@ -143,7 +143,7 @@ def test_what_was_asked_stands_over_the_answers() -> None:
 def test_tables_keep_details_and_known_styles() -> None:
     rows = ((Cell("base"), Cell("3.0%", "2.0 to 4.0", "bold green"), Cell("x", style="blink")),)
     page = one_part(Part("key", "Part", tables=(Table("Accuracy", ("model", "score", "x"), rows, "in `points`"),)))
-    assert '<th scope="row">base</th>' in page
+    assert '<th scope="row"><span>base</span></th>' in page
     assert '<td><span class="bold green">3.0%</span> <small>2.0 to 4.0</small></td><td>x</td>' in page
     assert '<p class="caption">in <code>points</code></p>' in page
 
