@@ -94,9 +94,9 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    headers = "".join(f'<th scope="col">{_escaped(header)}</th>' for header in table.headers)
+    headers = "".join(f'<th scope="col"><span>{_escaped(header)}</span></th>' for header in table.headers)
     rows = "".join(
-        f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row"><span>{_cell(row[0])}</span></th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>'
         for row in table.rows
     )
     title = _escaped(table.title)
