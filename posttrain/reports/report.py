@@ -10,11 +10,15 @@ from posttrain.reports.inputs import Inputs
 from posttrain.reports.part import Part, Report
 from posttrain.reports.parts.examples import examples_part
 from posttrain.reports.parts.scores import scores_part
+from posttrain.reports.parts.tasks import tasks_part
 from posttrain.reports.parts.verdict import verdict_part
+from posttrain.reports.parts.win_rates import win_rates_part
 
 PARTS: tuple[Callable[[Inputs, Mapping[str, Comparison]], Part], ...] = (
     verdict_part,
     scores_part,
+    tasks_part,
+    win_rates_part,
     examples_part,
 )
 
