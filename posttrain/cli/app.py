@@ -65,9 +65,9 @@ OPTION_FLAGS = (
     "--dry-run",
     "--display",
     "--config",
+    "--json",
     "--debug",
     "--help",
-    "--json",
 )
 
 
@@ -96,9 +96,7 @@ def _stage_verb(type_name: str) -> Callable[..., None]:
         *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, group=settings_group)],
         config: Annotated[Path | None, Parameter(help="TOML file of the stage's settings.")] = None,
         options: RunOptions = RunOptions(),
-        as_json: Annotated[
-            bool, Parameter(name="--json", help="Print the stage's summary as JSON at the end.")
-        ] = False,
+        as_json: JsonFlag = False,
     ) -> None:
         from posttrain.pipeline.recipe import single_stage
 
@@ -147,7 +145,7 @@ STAGE_HELP = {
     "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
     "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
     "ppo": "Train a model by proximal policy optimisation: a critic, a KL penalty, programs or a reward model.",
-    "eval": "Measure a model on a task: answers graded, scored by rewards, or chosen by log-prob. --json prints it all.",
+    "eval": "Measure a model on a task: answers graded, scored by rewards, or chosen by log-prob.",
 }
 for _type_name, _help in STAGE_HELP.items():
     app.command(_stage_verb(_type_name), name=_type_name, help=_help)

@@ -180,5 +180,5 @@ def test_real_gsm8k_rows_make_eight_shots() -> None:
     rows = load(str(REAL_GSM8K), rows=20, num_fewshot=8)
     assert len(rows) == 20
     for row in rows:
-        assert str(row.prompt).count("</answer>") == 9  # one is the preamble's
+        assert str(row.prompt).count("</answer>\n\nUser: ") == 8
         assert str(row.prompt).count(R1_ZERO_PREAMBLE) == 1

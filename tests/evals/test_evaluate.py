@@ -149,7 +149,6 @@ def test_math_is_told_by_level_and_subject(source: str, tmp_path: Path) -> None:
     lines = subset_lines(subsets)
     assert [line.split()[0] for line in lines] == ["subject", "Algebra", "Geometry", "level", "1", "5"]
     assert lines[1].split() == ["Algebra", "0.500", *lines[1].split()[2:5], "2"]
-    assert len({line.index("score") for line in lines if "score" in line}) == 1 or len(lines[0]) != len(lines[3])
 
 
 def test_gsm8k_has_no_subsets(tmp_path: Path) -> None:
@@ -166,13 +165,10 @@ def test_levels_are_in_the_order_of_numbers() -> None:
 
 
 @pytest.mark.skipif(not REAL_ROWS.is_dir(), reason="the real rows are not beside the repository")
-def test_the_subsets_of_real_rows() -> None:
-    subsets = summarise(graded_rows("math500", str(REAL_ROWS / "math500" / "test.jsonl")))["subsets"]
-    assert {level: of["problems"] for level, of in subsets["level"].items()} == {
-        "1": 43, "2": 90, "3": 105, "4": 128, "5": 134,
-    }  # fmt: skip
-    assert len(subsets["subject"]) == 7
-    assert sum(of["problems"] for of in subsets["subject"].values()) == 500
+def test_real_rows_are_told_by_what_they_have() -> None:
+    """The copy of MATH-500 has neither subject nor level."""
+    math500 = summarise(graded_rows("math500", str(REAL_ROWS / "math500" / "test.jsonl")))
+    assert (math500["problems"] + math500["ungradable_problems"], math500["subsets"]) == (500, {})
     gsm8k = summarise(graded_rows("gsm8k", str(REAL_ROWS / "gsm8k"), rows=50))
     assert (gsm8k["problems"], gsm8k["score"]["mean"], gsm8k["subsets"]) == (50, 0.5, {})
 
