@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import DataError
-from posttrain.evals.evaluate import SAMPLES_FILE, SUMMARY_FILE
-from posttrain.evals.mathematics import summarise_grades
+from posttrain.evals.evaluate import KINDS, SAMPLES_FILE, SUMMARY_FILE
 from posttrain.evals.samples import by_problem, summarise
 from posttrain.runs.directory import EVENTS, METRICS, RESULT
 from posttrain.runs.identity import RUN, SETTINGS
@@ -249,11 +248,11 @@ def _merge(name: str, items: Sequence[_Found]) -> Evaluation:
     ]
     summary = {**first.summary, **summarise(rows)}
     summary["num_samples"] = first.summary["num_samples"]
-    if "strict" in first.summary:
-        grades = summarise_grades(rows)
+    summary |= KINDS[first.summary["kind"]].summarise(rows)
+    if "pass_at_k" in first.summary:
         ks = first.summary["pass_at_k"]
         mean = {k: sum(item.evaluation.summary["pass_at_k"][k] for item in items) / len(items) for k in ks}
-        summary |= {**grades, "pass_at_k": mean}
+        summary["pass_at_k"] = mean
     fingerprints = sorted({str(item.evaluation.summary.get("data_fingerprint")) for item in items})
     summary["data_fingerprint"] = " ".join(fingerprints)
     scores = tuple(float(item.evaluation.summary["score"]["mean"]) for item in items)
