@@ -151,7 +151,7 @@ def _find(name: str, path: Path) -> _Found:
     evaluation = load_evaluation(name, path)
     model = evaluation.settings.get("model", {})
     named = str(model.get("name_or_path", ""))
-    trained = _stage_of(named, path)
+    trained = stage_of(named, path)
     if trained is not None and (course := read_course(trained)) is not None:
         return _Found(evaluation, f"{trained.name} {_signature(trained)}", course.seed, course)
     options = [str(model.get(option)) for option in ("revision", "load_in_4bit", "chat_template")]
@@ -159,7 +159,7 @@ def _find(name: str, path: Path) -> _Found:
     return _Found(evaluation, key, int(evaluation.settings.get("seed", 0)), None)
 
 
-def _stage_of(value: Any, beside: Path) -> Path | None:
+def stage_of(value: Any, beside: Path) -> Path | None:
     """Return the directory of the stage whose artifact a setting names: beside this one, or where the setting says."""
     if not isinstance(value, str) or not value.endswith(PLACE):
         return None
@@ -175,7 +175,7 @@ def _signature(stage: Path) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
-        earlier = _stage_of(value, stage)
+        earlier = stage_of(value, stage)
         return value if earlier is None else [earlier.name, _signature(earlier)]
 
     return json.dumps(plain(settings), sort_keys=True)
