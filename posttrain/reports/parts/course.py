@@ -22,8 +22,8 @@ KEY, TITLE = "course", "Over the steps of training"
 NOTE = (
     "The reward is what was trained on; the gold score is of the same completions and was only watched. That the two "
     "have parted is tested against the noise from step to step, with one bound of 5% on false alarms for all courses "
-    "of this page. Before they part there is nothing to see: the test warns of nothing early. A KL is to the policy that "
-    "training started from."
+    "of this page. Before they part there is nothing to see: the test warns of nothing early. A KL is to the policy "
+    "that training started from."
 )
 ABSENT = "no model here was trained by a run that is at hand: give directories of runs, posttrain compare runs/NAME"
 DISTANCES = {  # metric: its panel; the first that a course has
