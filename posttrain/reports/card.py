@@ -12,11 +12,11 @@ from typing import Any
 from posttrain.errors import DataError
 from posttrain.evals.samples import REWARD
 from posttrain.reports.contrasts import Comparison
-from posttrain.reports.style import png
 from posttrain.reports.inputs import Course, Inputs, Model, lineage
-from posttrain.reports.tables import escape
 from posttrain.reports.numbers import plain_difference, plain_interval, plain_p, plain_score, scale_of
 from posttrain.reports.part import Figure, Finding, Report
+from posttrain.reports.style import png
+from posttrain.reports.tables import escape
 from posttrain.runs import durable
 
 CARD = "README.md"
