@@ -5,17 +5,18 @@ Floor 4: settings alone; a problem is the key that it hangs on and the error to 
 
 from collections.abc import Iterator
 
+from posttrain.data.choices import CHOICE_STYLES
+from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
-from posttrain.evals.distance import samples_itself
-from posttrain.evals.tasks import find_task, task_data
+from posttrain.evals.tasks import Task, find_task, task_data
 from posttrain.rewards.checks import reward_problems
-from posttrain.settings import EvalSettings, FrontierSettings, SamplingSettings
+from posttrain.settings import EvalSettings, FrontierSettings, SamplingSettings, TaskSettings
 
 Problem = tuple[str, ConfigError]  # dotted key, error
 
 
 def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
-    """Yield rewards that cannot be, samples that would all be the same, and a task that nothing scores."""
+    """Yield rewards that cannot be, samples that would all be the same, and what the task has no use for or lacks."""
     yield from reward_problems(settings)
     if settings.num_samples > 1 and settings.sampling.temperature == 0:
         message = f"{settings.num_samples} samples of each problem at sampling.temperature = 0 are all the same"
@@ -26,21 +27,42 @@ def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
     except ConfigError as error:
         yield "task", error
         return
+    yield from style_problems(task, settings)
+    if task.kind == "choices":
+        yield from choice_problems(task, settings)
     if task.kind == "scored" and task.score is None and not any(settings.rewards.values()):
         message = f"task {task.name} is scored by rewards, and none has a weight"
         yield "rewards", ConfigError(message, fix="--rewards.reward_model 1.0 --reward_model runs/rm/rm/artifact")
 
 
+def style_problems(task: Task, settings: TaskSettings) -> Iterator[Problem]:
+    """Yield a prompt style of another kind of task."""
+    wanted, others = list(PROMPT_STYLES), list(CHOICE_STYLES)
+    if task.kind == "choices":
+        wanted, others = others, wanted
+    if settings.data.prompt_style in others:
+        message = f"prompt style {settings.data.prompt_style} is not for task {task.name}; styles: {', '.join(wanted)}"
+        yield "data.prompt_style", ConfigError(message, fix=f"--data.prompt_style {wanted[0]}")
+
+
+def choice_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+    """Yield the settings of sampled completions, which a task of choices has none of."""
+    for name in ("sampling", "num_samples", "rewards", "strict_profile", "reference"):
+        if getattr(settings, name) != EvalSettings.model_fields[name].get_default():
+            message = (
+                f"{name} has no meaning for task {task.name}: choices are compared by log-prob, nothing is sampled"
+            )
+            yield name, ConfigError(message, fix=f"remove {name}, or name another task: --task gsm8k")
+
+
 def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
     """Yield rewards that cannot be, a sampling that is not the policy's own, and a gold score that is none."""
     yield from reward_problems(settings)
-    if not samples_itself(settings.sampling):
-        message = "the KL is estimated by samples of the policy itself: at temperature 1, of the whole vocabulary"
-        for name in ("temperature", "top_p", "top_k", "min_p"):
-            wanted = getattr(SamplingSettings(), name)
-            if (found := getattr(settings.sampling, name)) != wanted:
-                error = ConfigError(f"{message}, and sampling.{name} = {found}", fix=f"--sampling.{name} {wanted}")
-                yield f"sampling.{name}", error
+    for name in ("temperature", "top_p", "top_k", "min_p"):
+        found, wanted = getattr(settings.sampling, name), getattr(SamplingSettings(), name)
+        if found != wanted:
+            message = f"the KL is estimated by samples of the policy as it is, and sampling.{name} = {found}"
+            yield f"sampling.{name}", ConfigError(message, fix=f"--sampling.{name} {wanted}")
     if settings.gold is not None and settings.gold not in settings.rewards:
         message = f"gold = {settings.gold} is none of the rewards: {', '.join(settings.rewards)}"
         yield "gold", ConfigError(message, fix=f"--rewards.{settings.gold} 0.0")
@@ -50,6 +72,10 @@ def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
     except ConfigError as error:
         yield "task", error
         return
+    yield from style_problems(task, settings)
+    if task.kind == "choices":
+        message = f"task {task.name} compares choices by log-prob, and a frontier needs samples"
+        yield "task", ConfigError(message, fix="--task gsm8k")
     if task.kind == "scored" and task.score is None and settings.gold is None:
         message = f"task {task.name} has no score but the rewards, and gold names none of them as the true one"
         yield "gold", ConfigError(message, fix=f"--gold {next(iter(settings.rewards), 'NAME')}")

@@ -6,6 +6,7 @@ engine sampled with. What the numbers estimate stands in `distance.py`.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -13,7 +14,6 @@ from peft import PeftModel
 from posttrain.algorithms.tokens import masked_mean, masked_sum
 from posttrain.data.trees import build_batch, cut_micro_batches
 from posttrain.errors import ConfigError
-from posttrain.evals.samples import Distance
 from posttrain.models.files import base_of_adapter, is_adapter, locate
 from posttrain.models.lm import LoadedModel, load_model
 from posttrain.models.logprobs import completion_logprobs
@@ -22,6 +22,15 @@ from posttrain.records import Branch, Completion, Prompt, TokenTree
 from posttrain.settings import ModelSettings
 
 MAX_TOKENS = 4096  # of one forward pass: sets memory, not the result
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """What a model and its reference say of a completion, in nats; the fields are columns of the samples' table."""
+
+    policy_logprob: float  # sum over the completion's tokens
+    ref_logprob: float
+    entropy: float  # of the model, mean over the tokens
 
 
 class ReferenceModel:

@@ -8,16 +8,34 @@ from collections.abc import Callable, Mapping
 from posttrain.reports.contrasts import Comparison
 from posttrain.reports.inputs import Inputs
 from posttrain.reports.part import Part, Report
+from posttrain.reports.parts.calibration import calibration_part
+from posttrain.reports.parts.cost import cost_part
+from posttrain.reports.parts.course import course_part
 from posttrain.reports.parts.examples import examples_part
+from posttrain.reports.parts.formats import formats_part
 from posttrain.reports.parts.frontier import frontier_part
+from posttrain.reports.parts.pass_at_k import pass_at_k_part
+from posttrain.reports.parts.provenance import provenance_part
 from posttrain.reports.parts.scores import scores_part
+from posttrain.reports.parts.tasks import tasks_part
 from posttrain.reports.parts.verdict import verdict_part
+from posttrain.reports.parts.win_rates import win_rates_part
 
-PARTS: tuple[Callable[[Inputs, Mapping[str, Comparison]], Part], ...] = (
+Comparisons = Mapping[str, Comparison]
+
+PARTS: tuple[Callable[[Inputs, Comparisons], Part], ...] = (
     verdict_part,
     scores_part,
-    frontier_part,
+    tasks_part,
+    lambda inputs, _: course_part(inputs),
+    lambda inputs, _: frontier_part(inputs),
+    lambda inputs, _: pass_at_k_part(inputs),
+    lambda inputs, _: formats_part(inputs),
+    lambda inputs, _: calibration_part(inputs),
+    win_rates_part,
     examples_part,
+    lambda inputs, _: cost_part(inputs),
+    lambda inputs, _: provenance_part(inputs),
 )
 
 

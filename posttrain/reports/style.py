@@ -6,6 +6,7 @@ place of the light colours. Nothing global of matplotlib is changed, and a user'
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -141,7 +142,8 @@ def _matplotlib(theme: Theme) -> Iterator[None]:
     """Set matplotlib up for drawing and saving, and leave it as it was."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # a page shows what a PNG cannot
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_settings(theme))
         yield

@@ -262,7 +262,7 @@ class TaskSettings(ScoredStageSettings):
     """What every stage has that samples a task's held-out problems and grades the answers."""
 
     task: str = "nano"
-    """Name of the task: nano, gsm8k, math, ..."""
+    """Name of the task: nano, gsm8k, math500, mmlu, arc_easy, choices, prompts, ...; a wrong one lists them all."""
     data: DataSettings = DataSettings(split="test")
     rewards: dict[str, float] = {}
     """Rewards that score the completions too, beside the task's own grade, and their weights."""
@@ -273,7 +273,7 @@ class TaskSettings(ScoredStageSettings):
 
 
 class EvalSettings(TaskSettings):
-    """Sample a task's held-out problems and grade the answers."""
+    """Have a model answer a task's held-out problems, and say how well it did."""
 
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     reference: str | None = None

@@ -1,26 +1,20 @@
-"""The frontier of a policy stage: its start and the policies that it kept, sampled on the same held-out prompts.
+"""The frontier of a training stage: its start and the policies that it kept, sampled on the same held-out prompts.
 
 Floor 5: knows policies by their directories. Each policy is a step of the run, which resumes after the last one; what
 the samples say of over-optimisation is `evals/frontier`'s to tell.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
-from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.sources import load_rows, require_kind
-from posttrain.engines import ENGINES, Interrupted
+from posttrain.engines import Interrupted
 from posttrain.evals.checks import check_settings
-from posttrain.evals.evaluate import SCORER_TOKENS, judge, progress, sample_seeds, scores_of
+from posttrain.evals.evaluate import progress
 from posttrain.evals.frontier import START, frontier, sentence
-from posttrain.evals.references import open_reference
+from posttrain.evals.sampled import model_answers, task_rewards
 from posttrain.evals.samples import REWARDS
-from posttrain.evals.tasks import evaluated_task, find_task, strict_profile, task_data
-from posttrain.models.lm import load_model, load_tokenizer
-from posttrain.rewards import GOLD_REWARDS
+from posttrain.evals.tasks import ROW_KINDS, evaluated_task, find_task, task_data
 from posttrain.rewards.math_answers import GRADER_VERSION
-from posttrain.rewards.scoring import require_gold
-from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
 from posttrain.runs.logs import plain
@@ -37,50 +31,24 @@ def frontier_stage(settings: FrontierSettings, run: StageRun) -> None:
     Two models are in memory: a policy and the start, or one where the policies are adapters on it.
     """
     check_settings(settings)
-    settings = with_absolute_reward(settings)
-    policies = {START: settings.model.name_or_path}
-    policies |= {step: str(path) for step, path in kept_policies(Path(settings.policies)).items()}
     data = task_data(find_task(settings.task), settings.data)
     task = evaluated_task(find_task(settings.task), data)
-    profile = (settings.strict_profile or strict_profile(data)) if task.kind == "mathematics" else None
-    rows = load_rows(data, seed=settings.seed)
-    require_kind(rows, ("prompt", "prompt_completion", "preference"), "frontier")
-    rewards = scores_of(task, settings)
-    if task.kind == "mathematics" or GOLD_REWARDS & rewards.keys():
-        require_gold(rows)
-    with reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True) as functions:
-        tokenizer = load_tokenizer(settings.model)
-        rendered, dropped = drop_overlong(
-            rows,
-            lambda row: render_prompt(row, tokenizer),
-            max_length=data.max_length,
-            reserve=settings.sampling.max_completion_length,
-        )
-        prompts = list(rendered.values())
+    settings = with_absolute_reward(settings.model_copy(update={"data": data}))
+    policies = {START: settings.model.name_or_path}
+    policies |= {step: str(path) for step, path in kept_policies(Path(settings.policies)).items()}
+    rows = load_rows(data, seed=settings.seed, kinds=ROW_KINDS[task.kind])
+    require_kind(rows, ROW_KINDS[task.kind], "frontier")
+    with task_rewards(task, settings, rows, run) as functions:
         for step in run.steps(len(policies)):
             model = settings.model.model_copy(update={"name_or_path": list(policies.values())[step - 1]})
-            policy = load_model(model, seed=settings.seed, trainable=False)
-            reference = open_reference(settings.model, policy, model)
-            engine = ENGINES[settings.engine.name](policy, settings.engine, lambda: run.stop_requested)
-            try:
-                with run.phase("generate"):
-                    completions = engine.generate(
-                        prompts,
-                        settings.sampling,
-                        num_samples=settings.num_samples,
-                        seeds=sample_seeds(settings, prompts),
-                    )
-                with run.phase("score"):
-                    samples = list(judge(prompts, completions, task, settings, functions, profile))
-                with run.phase("reference"):
-                    distances = reference.distances(prompts, completions)
-            except Interrupted:
-                run.save(step - 1, lambda: ({}, {}))
-                raise
-            measured = [replace(one, distance=far) for one, far in zip(samples, distances, strict=True)]
-            run.log(step, progress(samples), rollouts=[sample.row() for sample in measured])
+            with model_answers(model, settings.model, task, settings, rows, functions, run) as problems:
+                try:
+                    samples = problems.answer(problems.ids)
+                except Interrupted:
+                    run.save(step - 1, lambda: ({}, {}))
+                    raise
+            run.log(step, progress(samples), rollouts=[sample.row() for sample in samples])
             run.save(step, lambda: ({}, {}))
-            engine.close()
     files = [run.path / "rollouts" / f"step-{step:08d}.parquet" for step in range(1, len(policies) + 1)]
     found = {
         "task": task.name,
@@ -93,7 +61,6 @@ def frontier_stage(settings: FrontierSettings, run: StageRun) -> None:
             dict(zip(policies, map(read_rollouts, files), strict=True)),
             gold="score" if settings.gold is None else f"{REWARDS}{settings.gold}",
         ),
-        "dropped_rows": len(dropped),
         "seed": settings.seed,
     }
 

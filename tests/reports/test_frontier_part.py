@@ -76,10 +76,10 @@ def test_it_is_found_beside_the_training_that_it_follows(tmp_path: Path) -> None
         (artifact.parent / "settings.json").write_text(json.dumps({"policies": policies}))
         (artifact / "frontier.json").write_text(json.dumps(GAMED if stage == "frontier" else HEALTHY))
     assert read_frontiers(inputs(tmp_path)) == {"grpo": GAMED}
-    assert frontier_part(inputs(tmp_path), {}).findings[0].tone == "warning"
+    assert frontier_part(inputs(tmp_path)).findings[0].tone == "warning"
 
 
 def test_without_one_it_says_how_to_get_it(tmp_path: Path) -> None:
-    part = frontier_part(inputs(tmp_path), {})
+    part = frontier_part(inputs(tmp_path))
     assert "`keep_policy_steps = 10`" in part.absent
     assert part.findings == part.figures == part.tables == ()

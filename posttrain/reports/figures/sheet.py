@@ -22,6 +22,7 @@ SIDE = 6.0  # left and right of row charts, so that end ticks have room
 AXIS = 22.0  # under a panel, for the labels of its x ticks
 AXIS_NAME = 15.0  # more where the x axis has a name
 LINE = 15.0  # of text
+HACKING = "suspected hacking"  # where a proxy rose without the truth
 LEADER = 24.0  # from the end of a line to its name, at most
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.evals.frontier import sentence
-from posttrain.reports.contrasts import Comparison
 from posttrain.reports.figures.curves import Frontier, frontier
 from posttrain.reports.inputs import Course, Inputs
 from posttrain.reports.part import Figure, Finding, Part, Tone
@@ -31,7 +30,7 @@ NOTE = (
 TONES: dict[str, Tone] = {"over-optimised": "warning", "fell": "worse", "holds": "note"}
 
 
-def frontier_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Part:
+def frontier_part(inputs: Inputs) -> Part:
     """Return what was found along the training of each model; `absent` where no run followed its policies."""
     return part_of_frontiers(read_frontiers(inputs), order=[model.name for model in inputs.models])
 
