@@ -119,6 +119,7 @@ def _header(model: Model, stages: Sequence[Course]) -> str:
             metric_type=metric,
             metric_name=words,
             metric_value=round(value, 6),
+            dataset_config=label if label != evaluation.task else None,
             dataset_args={
                 "num_samples": evaluation.summary["num_samples"],
                 "temperature": evaluation.summary["sampling"].get("temperature"),
