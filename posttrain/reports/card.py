@@ -52,9 +52,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def write_card(
-    inputs: Inputs, comparisons: Mapping[str, Comparison], report: Report, name: str, out_dir: Path
-) -> Path:
+def write_card(inputs: Inputs, comparisons: Mapping[str, Comparison], report: Report, name: str, out_dir: Path) -> Path:
     """Write the card of one of the models with its figures and results, and return the card's path.
 
     Raises DataError for a model that no run here trained.
@@ -147,8 +145,7 @@ def _made_of(model: Model, stages: Sequence[Course]) -> str:
     steps = [f"{stage.stage} on {_source(stage)}" for stage in stages]
     seeds = ", ".join(str(course.seed) for course in model.courses)
     return (
-        f"Trained with posttrain from `{base}`: {', then '.join(steps)}. "
-        f"Seed{'s' * (len(model.courses) > 1)} {seeds}."
+        f"Trained with posttrain from `{base}`: {', then '.join(steps)}. Seed{'s' * (len(model.courses) > 1)} {seeds}."
     )
 
 
