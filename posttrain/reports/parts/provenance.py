@@ -89,8 +89,7 @@ def provenance_part(inputs: Inputs) -> Part:
 def differing_settings(courses: Mapping[str, Course]) -> dict[str, dict[str, Any]]:
     """Return each setting in which the training of models differs, with its value for each model that has it.
 
-    What all that have a setting share is left out, but for one that is not its default and that another kind of stage
-    does not have.
+    What all that have a setting share is left out; but where another kind of stage does not have it, only its default.
     """
     flat = {name: flat_settings(course.settings) for name, course in courses.items()}
     defaults = {name: _defaults(course.stage) for name, course in courses.items()}
@@ -99,7 +98,9 @@ def differing_settings(courses: Mapping[str, Course]) -> dict[str, dict[str, Any
         own = {name: settings[key] for name, settings in flat.items() if key in settings}
         alike = len({json.dumps(value, sort_keys=True) for value in own.values()}) == 1
         usual = all(key in defaults[name] and defaults[name][key] == value for name, value in own.items())
-        if not alike or (len(own) < len(flat) and not usual):
+        kinds = {courses[name].stage for name in own}
+        others = [course.stage for name, course in courses.items() if name not in own]
+        if not alike or (others and not (usual and kinds.isdisjoint(others))):
             found[key] = own
     return found
 
