@@ -73,9 +73,9 @@ def _rate(shares: np.ndarray, sizes: np.ndarray) -> Rate:
 def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompts: np.ndarray) -> Rate | None:
     """Return the win rate where both answers are equally long.
 
-    Of the logistic model of AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv 2404.04475, eq. 2),
-    logit P(win) = model + length * tanh(gap / std(gap)), with `length_gaps` (N,) the tokens that the model's answers are
-    longer; its term for the difficulty of an instruction needs many models and is left out. Errors are clustered by
+    Of the logistic model of AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv 2404.04475),
+    logit P(win) = model + length * tanh(gap / std(gap)), with `length_gaps` (N,) the tokens that the model's answers
+    are longer; its term for the difficulty of an instruction needs many models and is left out. Errors are clustered by
     prompt, t of as many degrees of freedom as there are prompts less 2; the ends are those of the logit. A win and a
     loss, each of weight 1/2, are added for either coefficient (the prior log-F(1, 1) of Greenland & Mansournia 2015):
     a model that always wins, or always where it is longer, then has a finite estimate, and an interval that is wide
