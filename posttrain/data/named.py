@@ -16,6 +16,7 @@ from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
 from posttrain.errors import DataError
 from posttrain.hub import work_offline_if_unreachable
+from posttrain.settings import DataSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """Where few-shot examples come from: a split, and the column that divides them, each value with its own."""
+
+    split: str = "train"
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A named source: `fetch(split, count, seed)` yields its records, `problem` reads one of them."""
 
@@ -38,21 +47,30 @@ class Source:
     columns: tuple[str, ...]  # without these nothing can be read
     prompt_style: str  # where the settings name none
     splits: tuple[str, ...] = ("train", "test")
+    examples: Examples = Examples()
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A named source of conversations or pairs: `format` reads each record that `gather` makes of those fetched."""
+    """A named source of conversations, pairs or choices: `format` reads each record that `gather` makes of them."""
 
     fetch: Callable[[str, int | None, int], Iterator[Entry]]
     format: Format
     gather: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
     splits: tuple[str, ...] = ("train", "test")
+    prompt_style: str | None = None  # of choices, where the settings name none
+    examples: Examples = Examples()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns without which nothing can be read."""
         return self.format.columns
+
+
+def used_style(data: DataSettings) -> str | None:
+    """Return the prompt style of the settings, else the named source's own; None for a file of ready-made prompts."""
+    source = SOURCES.get(data.source)
+    return data.prompt_style or (source.prompt_style if source else None)
 
 
 def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) -> Row:
@@ -205,6 +223,7 @@ def nano_pair(record: Record) -> Problem:
 
 CONVERSATION = Format(("messages",), "messages", dict)
 PREFERENCE = Format(("prompt", "chosen", "rejected"), "preference", dict)
+CHOICES = Format(("question", "choices", "answer"), "choices", dict)
 HH_RLHF = Format(("chosen", "rejected"), "preference", hh_rlhf_pair)
 PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")
 
@@ -223,6 +242,19 @@ SOURCES: dict[str, Source | TableSource] = {
     "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
     "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
     "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
+    "mmlu": TableSource(
+        partial(fetch_hub, "cais/mmlu", "all"),
+        CHOICES,
+        splits=("dev", "validation", "test"),
+        prompt_style="letters",
+        examples=Examples("dev", by="subject"),
+    ),
+    "arc_easy": TableSource(
+        partial(fetch_hub, "allenai/ai2_arc", "ARC-Easy"), FORMATS["arc"], splits=SPLITS, prompt_style="cloze"
+    ),
+    "arc_challenge": TableSource(
+        partial(fetch_hub, "allenai/ai2_arc", "ARC-Challenge"), FORMATS["arc"], splits=SPLITS, prompt_style="cloze"
+    ),
     "ultrafeedback_binarized": TableSource(
         partial(fetch_hub, "HuggingFaceH4/ultrafeedback_binarized", None, suffix="_prefs"),
         FORMATS["ultrafeedback_binarized"],

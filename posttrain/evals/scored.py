@@ -3,10 +3,10 @@
 Floor 4, pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.evals.samples import Category, Sample
+from posttrain.evals.samples import REWARD, REWARDS, Category, Row, Sample, metric
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.scoring import Scored
 
@@ -19,6 +19,13 @@ def score_sample(prompt: Prompt, index: int, completion: Completion, scored: Sco
     if number is None:
         category = Category.COULD_NOT_GRADE
     return Sample.of(prompt, index, completion, category=str(category), score=number, scored=scored)
+
+
+def summarise_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return each reward, and what they make together, as lm-evaluation-harness names metrics."""
+    columns = [column for column in rows[0] if column == REWARD or column.startswith(REWARDS)]
+    found = [metric(column.removeprefix(REWARDS), rows, column) for column in columns]
+    return {"results": {name: value for each in found for name, value in each.items()}}
 
 
 def headline(summary: Mapping[str, Any]) -> str:

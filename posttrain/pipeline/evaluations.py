@@ -5,17 +5,17 @@ Floor 6: knows how a run is laid out (RUNS_DIR/NAME/STAGE), not what an evaluati
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 from posttrain.config import near_match
 from posttrain.errors import ConfigError
 from posttrain.evals.evaluate import SUMMARY_FILE
+from posttrain.reports.comparison import COMPARISON_FILE, print_comparisons
 from posttrain.reports.contrasts import Comparison
-from posttrain.reports.pages import print_comparison
+from posttrain.reports.numbers import signed
 from posttrain.runs.directory import EVENTS
 from posttrain.runs.logs import read_rows
 
@@ -39,13 +39,24 @@ def _shortest_name(own: tuple[str, ...], everyone: Sequence[tuple[str, ...]]) ->
 
 def show_comparison(directory: Path) -> None:
     """Print the comparison of a finished stage as it was printed when it was made; point to one of an older layout."""
-    content = json.loads((directory / "comparison.json").read_bytes())
+    content = json.loads((directory / COMPARISON_FILE).read_bytes())
     try:
-        comparison = TypeAdapter(Comparison).validate_python(content)
+        comparisons = TypeAdapter(dict[str, Comparison]).validate_python(content)
     except ValidationError:
-        print(directory / "comparison.md")
+        print(directory)
     else:
-        print_comparison(comparison, Console())
+        print_comparisons(comparisons.values(), directory)
+
+
+def regressions(comparisons: Mapping[str, Comparison], margin: float) -> list[str]:
+    """Return, in words, where the whole interval of a model's difference from the baseline is below -margin."""
+    return [
+        f"{model.name} on {task}: {signed(found.difference, comparison.scale)}, at best "
+        f"{signed(found.interval.high, comparison.scale)}"
+        for task, comparison in comparisons.items()
+        for model in comparison.models
+        if (found := model.against_baseline) is not None and found.interval.high < -margin
+    ]
 
 
 def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:
