@@ -13,7 +13,7 @@ from posttrain.reports.inputs import Course, Evaluation, Inputs, Model
 from posttrain.reports.part import Part
 from posttrain.settings import GrpoSettings, SftSettings
 
-WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
 def sample(
@@ -81,7 +81,7 @@ def course(
 
 
 def policy_rows(proxy: np.ndarray, gold: np.ndarray, *, noise: float = 0.0, seed: int = 0) -> list[dict[str, Any]]:
-    """Return the metrics of a policy stage whose reward and r1_zero have these means, (T,), with noise from step to step."""
+    """Return the metrics of a policy stage whose reward and r1_zero have these means (T,), with noise of steps."""
     draw = np.random.default_rng(seed)
     proxy, gold = proxy + draw.normal(0, noise, len(proxy)), gold + draw.normal(0, noise / 3, len(gold))
     return [

@@ -12,7 +12,7 @@ PROBLEMS = 200
 
 
 def answers(name: str, *, kept: float, able: float, seed: int = 0, **columns: str) -> Evaluation:
-    """Return an evaluation of a model that can solve a share of the problems and keeps the form in a share of answers."""
+    """Return an evaluation of a model that can solve `able` of the problems, and keeps the form in `kept` of them."""
     problems = np.random.default_rng(1).permutation(PROBLEMS)  # the able solve the same problems
     keeps = np.random.default_rng(seed).random(PROBLEMS) < kept
     solves = problems < able * PROBLEMS
