@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.reports.inputs import PLACE, Course, Inputs
-from posttrain.reports.lineage import every_stage, lineage
+from posttrain.reports.inputs import PLACE, Course, Inputs, lineage
+from posttrain.reports.lineage import every_stage
 from posttrain.reports.part import Example, Finding, Part
 from posttrain.reports.tables import Cell, Table
 from posttrain.settings import (
@@ -153,7 +153,7 @@ def _training_table(courses: Mapping[str, Course]) -> Table:
 
 
 def _origin(course: Course) -> tuple[Cell, Cell]:
-    """Return the model that the first stage started from, and all stages that this one is made of."""
+    """Return the model that the first stage started from, and the stages from it to this one."""
     stages = lineage(course)
     start = stages[0].settings.get("model", {}).get("name_or_path")
     return _text(start), Cell(", ".join(stage.path.name for stage in stages))
