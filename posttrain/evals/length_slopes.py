@@ -58,8 +58,8 @@ def _theil_sen(y: np.ndarray, x: np.ndarray, group: np.ndarray) -> OverallSlope:
     """Return the median slope of pairs of completions (Theil 1950, Sen 1968).
 
     A resample of prompts weighs a pair by how often both its prompts were drawn: its weighted median is what
-    `scipy.stats.theilslopes` finds in the resampled completions, without computing a slope again. Of more than MAX_PAIRS
-    pairs as many are drawn, by a fixed seed.
+    `scipy.stats.theilslopes` finds in the resampled completions, without computing a slope again. Of more than
+    MAX_PAIRS pairs as many are drawn, by a fixed seed; at 4,000 completions intervals are about an eighth wider for it.
     """
     first, second = _pairs(len(x))
     unequal = x[first] != x[second]

@@ -52,8 +52,7 @@ def settle(claims: Sequence[Claim]) -> list[Reading]:
     """Return which claims hold; in at most 5% of comparisons is any of them wrong (Holm 1979)."""
     adjusted = holm([claim.p for claim in claims])
     return [
-        Reading(p < ALPHA, claim.holds if p < ALPHA else claim.open)
-        for claim, p in zip(claims, adjusted, strict=True)
+        Reading(p < ALPHA, claim.holds if p < ALPHA else claim.open) for claim, p in zip(claims, adjusted, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
 """How often a model's answers win against another's: raw, at equal length, and what a judge adds of its own.
 
-Numpy, scipy and statsmodels. Of N comparisons, `wins` (N,) is 1 where the model won, 0.5 for a tie, 0 where it lost, and
-`prompts` (N,) numbers their prompts. The prompt is the unit: its comparisons, in either order, are alike.
+Numpy, scipy and statsmodels. Of N comparisons, `wins` (N,) is 1 where the model won, 0.5 for a tie, 0 where it lost,
+and `prompts` (N,) numbers their prompts. The prompt is the unit: its comparisons, in either order, are alike.
 """
 
 import warnings
@@ -107,8 +107,8 @@ def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompt
 def agreement(verdicts: Sequence[Hashable], labels: Sequence[Hashable]) -> Agreement:
     """Return how far a judge's verdicts agree with (human) labels of the same one or more items, each item once.
 
-    Accuracy with Wilson's interval, and Cohen's kappa (1960), the agreement beyond that of two who answer by chance with
-    the same frequencies, with its asymptotic interval.
+    Accuracy with Wilson's interval, and Cohen's kappa (1960), the agreement beyond that of two who answer by chance
+    with the same frequencies, with its asymptotic interval (a point where they agree on everything).
     """
     from statsmodels.stats.inter_rater import cohens_kappa
 
