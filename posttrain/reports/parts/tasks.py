@@ -39,9 +39,9 @@ def tasks_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Part:
     """Return bars by task and model, and where a proxy rose without the truth."""
     gains = [gain for task, comparison in comparisons.items() for gain in _gains(inputs, task, comparison)]
     readings = settle([gain.claim for gain in gains])
-    named = {(gain.task, gain.model) for gain, reading in zip(gains, readings, strict=True) if reading.named}
+    named = {(gain.task, gain.model) for gain, reading in zip(gains, readings, strict=True) if reading.holds}
     findings = [
-        Finding("warning" if reading.named else "note", f"{gain.model} beside {gain.start}: {reading.sentence}.")
+        Finding("warning" if reading.holds else "note", f"{gain.model} beside {gain.start}: {reading.sentence}.")
         for gain, reading in zip(gains, readings, strict=True)
     ]
     order = [model.name for model in inputs.models]
@@ -170,7 +170,7 @@ def _data(
                 "model": gain.model,
                 "start": gain.start,
                 "p": gain.claim.p,
-                "named": reading.named,
+                "named": reading.holds,
                 "sentence": reading.sentence,
             }
             for gain, reading in zip(gains, readings, strict=True)
