@@ -171,14 +171,18 @@ def _changes(
             continue
         before = evaluations[baseline]
         scores = side_by_side(before.means(), after.means())
-        lengths = side_by_side(*(problem_means(e.samples, lambda sample: sample["num_tokens"]) for e in (before, after)))
+        lengths = side_by_side(
+            *(problem_means(e.samples, lambda sample: sample["num_tokens"]) for e in (before, after))
+        )
         if len(scores[0]) and len(lengths[0]):
             samples = int(after.summary["num_samples"]) if scale_of((before, after)) == "share" else None
             claim = only_longer(scores, lengths, samples=samples, within=_slope_of_score(after))
             yield Claim("warning", f"{where}{name} beside {baseline}: {claim.holds or claim.open}", claim.p)
         shared = sorted(told[baseline].diversity.keys() & told[name].diversity.keys())
         if shared and before.summary.get("sampling") == after.summary.get("sampling"):
-            collapse = mode_collapse(*([told[model].diversity[problem] for problem in shared] for model in (baseline, name)))
+            collapse = mode_collapse(
+                *([told[model].diversity[problem] for problem in shared] for model in (baseline, name))
+            )
             yield Claim("warning", f"{where}{name} beside {baseline}: {collapse.holds}", collapse.p)
 
 
