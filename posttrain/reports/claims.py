@@ -13,7 +13,7 @@ from posttrain.reports.part import Finding, Tone
 
 
 class Claim(NamedTuple):
-    """A sentence that ends in an open bracket with its interval, and the p-value of the test that it stands on."""
+    """A sentence without its full stop, and the p-value of the test that it stands on."""
 
     tone: Tone
     text: str
@@ -34,7 +34,7 @@ class Tested(NamedTuple):
     @property
     def sentences(self) -> tuple[str, ...]:
         """Every claim in words, with its adjusted p-value, those that do not hold too."""
-        return tuple(f"{claim.text}, {plain_p(p)})." for claim, p in zip(self.claims, self.adjusted, strict=True))
+        return tuple(_with_p(claim.text, p) for claim, p in zip(self.claims, self.adjusted, strict=True))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -55,3 +55,8 @@ class Tested(NamedTuple):
 def adjust(claims: Sequence[Claim]) -> Tested:
     """Return the claims with p-values adjusted for one another (Holm 1979): in at most 5% of reports is one wrong."""
     return Tested(tuple(claims), tuple(holm([claim.p for claim in claims])))
+
+
+def _with_p(text: str, p: float) -> str:
+    """Return the sentence with its p-value, in the brackets at its end where it has some."""
+    return f"{text[:-1]}, {plain_p(p)})." if text.endswith(")") else f"{text} ({plain_p(p)})."

@@ -150,7 +150,7 @@ def read_course(path: Path) -> Course | None:
 
 
 def lineage(course: Course) -> list[Course]:
-    """Return the stages that made a model, each started from the one before it, as far as their directories are there."""
+    """Return the stages that made a model, each started from the one before it, as far as they are there."""
     stages = [course]
     while (before := stage_of(stages[0].settings.get("model", {}).get("name_or_path"), stages[0].path)) is not None:
         found = read_course(before)

@@ -1,4 +1,4 @@
-"""The stages that a model came from, found by the artifacts that settings name.
+"""The stages that a report's models and evaluations came from, found by the artifacts that settings name.
 
 Floor 5: only reads.
 """
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.reports.inputs import Course, Evaluation, Inputs, read_course, stage_of
-
-
-def lineage(course: Course) -> list[Course]:
-    """Return the stages that a stage was made of, the earliest first, and itself last; each once."""
-    found: dict[Path, Course] = {}
-    _visit(course, found)
-    return list(found.values())
 
 
 def every_stage(inputs: Inputs) -> list[Course]:

@@ -61,11 +61,13 @@ def score_bars(
     """
 
     def draw(theme: Theme) -> "Drawing":
-        marks = [reference[1]] if reference else []
         values = [v for s in scores for v in (s.mean, s.low, s.high, *s.seeds)]
-        bounds = share_limits([*values, *marks]) if shares else limits([*values, *marks], zero=True)
-        if bounds is None or not any(math.isfinite(value) for value in values):
+        if not any(math.isfinite(value) for value in values):
             return empty_sheet(theme, title=title, subtitle=subtitle)
+        if reference:
+            values.append(reference[1])
+        bounds = share_limits(values) if shares else limits(values, zero=True)
+        assert bounds is not None
         looks = model_looks([*order, *(s.model for s in scores)], theme)
         height = ROW * len(scores) + (14 if reference else 4)
         key = [KeyEntry(HACKING, theme.warning, "hatch")] if any(score.suspected for score in scores) else []

@@ -154,7 +154,7 @@ def _claim(name: str, label: str, shares: np.ndarray) -> Claim:
         "note" if mean > 0.5 else "warning",
         f"{name} puts right answers of {label} {'above' if mean > 0.5 else 'below'} wrong ones to the same prompt "
         f"more often than chance: above in {plain_score(mean, 'share')} "
-        f"(95% CI {plain_interval(*interval, 'share')}",
+        f"(95% CI {plain_interval(*interval, 'share')})",
         paired_p(np.full(len(shares), 0.5), shares),
     )
 

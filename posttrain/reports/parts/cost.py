@@ -92,9 +92,9 @@ def attempt_seconds(events: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[
     """Return the seconds of each attempt, from its opening to the last that was logged before the next one's."""
     opened = sorted(event["time"] for event in events if event["event"] == "opened")
     moments = [item["time"] for item in (*events, *rows) if "time" in item]
-    ends = [*opened[1:], math.inf]
+    ends = [*opened[1:], math.inf][: len(opened)]
     return [
-        max(moment for moment in moments if start <= moment and (moment < end or moment == start)) - start
+        max((moment for moment in moments if start <= moment < end), default=start) - start
         for start, end in zip(opened, ends, strict=True)
     ]
 

@@ -112,7 +112,7 @@ def _claims(place: str, evaluations: Mapping[str, Evaluation], baseline: str) ->
             words = more if found.mean > 0 else fewer
             tone = "note" if measure == "kept" else "better" if found.mean > 0 else "worse"
             difference = plain_difference(found.mean, found.interval, SHARE)
-            yield Claim(tone, f"{place}{name} {words} than {baseline}: {difference}", paired_p(a, b))
+            yield Claim(tone, f"{place}{name} {words} than {baseline}: {difference})", paired_p(a, b))
 
 
 def _figures(

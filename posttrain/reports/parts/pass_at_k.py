@@ -156,7 +156,7 @@ def _claims(task: str, models: Mapping[str, Tries], baseline: str) -> Iterator[t
                 Claim(
                     "better" if gain.mean > 0 else "worse",
                     f"{task}{': ' if task else ''}{name} solves {'more' if gain.mean > 0 else 'fewer'} problems than "
-                    f"{baseline} with {tries_in_words}: {plain_difference(gain.mean, gain.interval, 'share')}",
+                    f"{baseline} with {tries_in_words}: {plain_difference(gain.mean, gain.interval, 'share')})",
                     paired_p(before, after),
                 ),
             )

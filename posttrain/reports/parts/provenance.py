@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.reports.inputs import PLACE, Course, Inputs
-from posttrain.reports.lineage import every_stage, lineage
+from posttrain.reports.inputs import PLACE, Course, Inputs, lineage
+from posttrain.reports.lineage import every_stage
 from posttrain.reports.part import Example, Finding, Part
 from posttrain.reports.tables import Cell, Table
 from posttrain.settings import (
@@ -89,8 +89,7 @@ def provenance_part(inputs: Inputs) -> Part:
 def differing_settings(courses: Mapping[str, Course]) -> dict[str, dict[str, Any]]:
     """Return each setting in which the training of models differs, with its value for each model that has it.
 
-    What all that have a setting share is left out, but for one that is not its default and that another kind of stage
-    does not have.
+    What all that have a setting share is left out; but where another kind of stage does not have it, only its default.
     """
     flat = {name: flat_settings(course.settings) for name, course in courses.items()}
     defaults = {name: _defaults(course.stage) for name, course in courses.items()}
@@ -99,7 +98,9 @@ def differing_settings(courses: Mapping[str, Course]) -> dict[str, dict[str, Any
         own = {name: settings[key] for name, settings in flat.items() if key in settings}
         alike = len({json.dumps(value, sort_keys=True) for value in own.values()}) == 1
         usual = all(key in defaults[name] and defaults[name][key] == value for name, value in own.items())
-        if not alike or (len(own) < len(flat) and not usual):
+        kinds = {courses[name].stage for name in own}
+        others = [course.stage for name, course in courses.items() if name not in own]
+        if not alike or (others and not (usual and kinds.isdisjoint(others))):
             found[key] = own
     return found
 
@@ -152,7 +153,7 @@ def _training_table(courses: Mapping[str, Course]) -> Table:
 
 
 def _origin(course: Course) -> tuple[Cell, Cell]:
-    """Return the model that the first stage started from, and all stages that this one is made of."""
+    """Return the model that the first stage started from, and the stages from it to this one."""
     stages = lineage(course)
     start = stages[0].settings.get("model", {}).get("name_or_path")
     return _text(start), Cell(", ".join(stage.path.name for stage in stages))

@@ -18,7 +18,7 @@ from posttrain.reports.figures.scores import Score, score_bars
 from posttrain.reports.figures.shares import FormatCounts, cost_bars, format_matrix, outcome_bars
 from posttrain.reports.figures.sheet import WIDTH
 from posttrain.reports.figures.tasks import TaskScore, task_bars
-from posttrain.reports.style import LIGHT, Draw, png, svg
+from posttrain.reports.style import FILE_MARGIN, LIGHT, Draw, png, svg
 from tests.reports.samples import HARD, NAN
 
 EMPTY = {
@@ -102,7 +102,8 @@ def test_nothing_is_clipped_and_no_two_texts_overlap(name: str) -> None:
     height = float(re.search(r'height="([\d.]+)"', drawn)[1])
     boxes = list(text_boxes(drawn))
     assert len(boxes) == drawn.count("<text") > 2
-    outside = [b for b in boxes if b.left < -1 or b.right > WIDTH + 1 or b.top < -1 or b.bottom > height + 1]
+    low, right, bottom = FILE_MARGIN - 1, FILE_MARGIN + WIDTH + 1, height - FILE_MARGIN + 1
+    outside = [b for b in boxes if b.left < low or b.right > right or b.top < low or b.bottom > bottom]
     assert outside == []
     assert [(a.text, b.text) for a, b in combinations(boxes, 2) if a.overlaps(b)] == []
 
@@ -175,8 +176,8 @@ def test_outcomes_are_shares_of_the_whole_width() -> None:
 
 
 def test_names_are_shown_as_they_are() -> None:
-    shown = texts(score_bars([Score("a$x^2$\u202eb\x00模", 0.5)], title="T"))
-    assert "a$x^2$⟨U+202E⟩b⟨U+0000⟩模" in shown
+    shown = texts(score_bars([Score("a$x^2$\u202eb\x00模 0.00012 #ffffff", 0.5)], title="T"))
+    assert "a$x^2$⟨U+202E⟩b⟨U+0000⟩模 0.00012 #ffffff" in shown
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from posttrain.evals.frontier import frontier
-from posttrain.reports.inputs import Course, Inputs, Model
+from posttrain.reports.inputs import Inputs, Model
 from posttrain.reports.parts.frontier import frontier_part, part_of_frontiers, read_frontiers
 from posttrain.reports.style import LIGHT, svg
 from posttrain.runs.logs import plain
+from tests.reports.parts.directories import write_stage
 
 
 def followed(accuracies: list[float], proxies: list[float], prompts: int = 60) -> dict[str, object]:
@@ -65,16 +66,16 @@ def test_the_figure_draws_and_says_its_numbers(found: dict[str, object]) -> None
 
 
 def inputs(tmp_path: Path) -> Inputs:
-    course = Course(tmp_path / "run" / "grpo", "grpo", {"seed": 0}, (), (), {}, {})
+    course = write_stage(tmp_path / "run" / "grpo", "grpo", {"seed": 0})
     return Inputs("sft", (Model("sft", {}), Model("grpo", {}, (course,))), ())
 
 
 def test_it_is_found_beside_the_training_that_it_follows(tmp_path: Path) -> None:
     for stage, policies in (("frontier", "runs/elsewhere/grpo"), ("of_ppo", "runs/elsewhere/ppo")):
-        artifact = tmp_path / "run" / stage / "artifact"
-        artifact.mkdir(parents=True)
-        (artifact.parent / "settings.json").write_text(json.dumps({"policies": policies}))
-        (artifact / "frontier.json").write_text(json.dumps(GAMED if stage == "frontier" else HEALTHY))
+        written = write_stage(tmp_path / "run" / stage, "frontier", {"policies": policies})
+        (written.path / "artifact").mkdir()
+        content = GAMED if stage == "frontier" else HEALTHY
+        (written.path / "artifact" / "frontier.json").write_text(json.dumps(content))
     assert read_frontiers(inputs(tmp_path)) == {"grpo": GAMED}
     assert frontier_part(inputs(tmp_path)).findings[0].tone == "warning"
 
