@@ -76,8 +76,9 @@ def test_it_is_found_beside_the_training_that_it_follows(tmp_path: Path) -> None
         (written.path / "artifact").mkdir()
         content = GAMED if stage == "frontier" else HEALTHY
         (written.path / "artifact" / "frontier.json").write_text(json.dumps(content))
-    assert read_frontiers(inputs(tmp_path)) == {"grpo": GAMED}
-    assert frontier_part(inputs(tmp_path)).findings[0].tone == "warning"
+    found = inputs(tmp_path)
+    assert read_frontiers(found) == {"grpo": GAMED}
+    assert frontier_part(found).findings[0].tone == "warning"
 
 
 def test_without_one_it_says_how_to_get_it(tmp_path: Path) -> None:
