@@ -17,16 +17,20 @@ from posttrain.runs.identity import SETTINGS
 
 TITLE = "Over-optimisation"
 ABSENT = (
-    "No run here kept policies along its way. Add `keep_policy_steps = 10` to the table of the GRPO or PPO stage, and "
-    '`[stage.frontier]` with `type = "frontier"` and `policies = "grpo"` behind it.'
+    "No run here kept policies along its way. Add `keep_policy_steps = 10` to the table of the stage that trains, and "
+    'behind it `[stage.frontier]` with `type = "frontier"` and that stage\'s name: `policies = "grpo"`.'
 )
 NOTE = (
-    "The KL is that of a whole completion to the policy before training, estimated from samples. It is no measure of "
+    "The KL is that of a whole completion to the policy before training, estimated from samples. It does not measure "
     "how hard was optimised: two methods at the same KL may have optimised more or less. Holding a policy to its start "
     "by a KL penalty slows it down, and did not move the frontier in Gao et al. 2022 (arXiv 2210.10760). Best of n is "
     "chosen by the proxy from samples of the start; its KL, log n - (n - 1) / n, is an upper bound. Intervals are at "
-    "95%; those of a fall since the peak hold for all steps that might have been the peak."
+    "95%; those of a fall since the peak hold for all steps together that might have been the peak."
 )
+FITS = {  # the forms of that paper, d = sqrt(KL)
+    "rl": "policies: d ({alpha:.3g} - {beta:.3g} log d), off by {rmse:.2g}",
+    "best_of_n": "best of n: d ({alpha:.3g} - {beta:.3g} d), off by {rmse:.2g}",
+}
 TONES: dict[str, Tone] = {"over-optimised": "warning", "fell": "worse", "holds": "note"}
 
 
@@ -111,7 +115,9 @@ def _table(name: str, found: Mapping[str, Any]) -> Table:
         for one in found["best_of_n"]
         if one["n"] > 1
     ]
-    return Table(f"{name}, by policy", ("policy", "KL", "proxy", "gold", "tokens"), tuple(rows))
+    fits = "; ".join(FITS[form].format(**fit) for form, fit in found["fits"].items() if fit is not None)
+    caption = f"The gain of gold over the start by least squares, with d = √KL: {fits}." if fits else ""
+    return Table(f"{name}, by policy", ("policy", "KL", "proxy", "gold", "tokens"), tuple(rows), caption)
 
 
 def _mean(point: Mapping[str, Any], kind: str) -> str:

@@ -44,7 +44,7 @@ def test_a_gamed_run_is_warned_of_and_a_healthy_one_is_not() -> None:
     assert part.findings[0].text.startswith("gamed: over-optimised: gold peaked at step 4 (KL 1) and fell by 0.")
     assert part.findings[1].text.startswith("healthy: gold holds: +0.")
     assert part.data["gamed"]["peak"] == 4
-    assert "no measure of how hard was optimised" in part.note
+    assert "does not measure how hard was optimised" in part.note
 
 
 def test_the_table_has_every_policy_and_best_of_n_behind_them() -> None:
@@ -53,6 +53,12 @@ def test_the_table_has_every_policy_and_best_of_n_behind_them() -> None:
     assert [row[0].text for row in table.rows] == names
     assert table.rows[0][1].text == "0.00"
     assert table.rows[5][1].text == "0.43"  # log 3 - 2/3
+    assert table.caption == ""  # too few points to fit
+
+
+def test_fits_stand_under_the_table_where_there_are_points_enough() -> None:
+    (table,) = part_of_frontiers({"gamed": followed([0.5, 0.7, 0.8, 0.6, 0.3], [0.0, 1.0, 2.0, 3.0, 4.0])}).tables
+    assert "with d = √KL: policies: d (0." in table.caption
 
 
 @pytest.mark.parametrize("found", [GAMED, followed([0.5, 0.6], [0.0, 1.0], prompts=1)], ids=["many", "one prompt"])
