@@ -131,7 +131,8 @@ def scan_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
 
 def _without_style(settings: DataSettings) -> DataSettings:
     """Return settings that read prompts without a style around them, and problems as plain questions."""
-    style = "question" if isinstance(SOURCES.get(settings.source), Source) else None
+    source = SOURCES.get(settings.source)
+    style = "question" if source is not None and source.prompt_style is not None else None
     return settings.model_copy(update={"prompt_style": style})
 
 
@@ -175,6 +176,7 @@ def row_reader(
             fix=f"--data.prompt_style {closest(style, PROMPT_STYLES)}",
         )
     source = SOURCES.get(settings.source)
+    used_style = style or (source.prompt_style if source is not None else None)
     if first:
         check_renames(place, column_names(first), renames)
     columns = column_names(rename(record, renames) for record in first)
@@ -195,10 +197,9 @@ def row_reader(
         renamed = rename(record, renames)
         if format is not None:
             converted = format.convert(renamed)
-            return build_row(converted, id=id, kind=format.kind, origin=origin, prompt_style=style)
+            return build_row(converted, id=id, kind=format.kind, origin=origin, prompt_style=used_style)
         if isinstance(source, Source):
-            used_style = style or source.prompt_style
-            return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=used_style)
+            return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=style or source.prompt_style)
         if kind is None:  # every peeked row was malformed, so the columns are still unknown
             raise Malformed(Fault.COLUMN, "after a head of malformed rows")
         return build_row(renamed, id=id, kind=kind, origin=origin, prompt_style=style)

@@ -16,15 +16,15 @@ from posttrain.data.rows import Row as DataRow
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import ENGINES, Interrupted
 from posttrain.evals import mathematics, scored
-from posttrain.evals.checks import check_settings
+from posttrain.evals.checks import check_judge_calls, check_settings
 from posttrain.evals.samples import Row, Sample, summarise
 from posttrain.evals.tasks import Task, evaluated_task, find_task, prompt_style, strict_profile, task_data
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt
-from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of
 from posttrain.rewards.math_answers import GRADER_VERSION
+from posttrain.rewards.requirements import require_columns
 from posttrain.rewards.scoring import RewardFunction, require_gold, score
 from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs import durable
@@ -47,8 +47,11 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     rows = load_rows(data, seed=settings.seed)
     require_kind(rows, ("prompt", "prompt_completion", "preference"), "eval")
     rewards = scores_of(task, settings)
-    if task.kind == "mathematics" or GOLD_REWARDS & rewards.keys():
+    if task.kind == "mathematics":
         require_gold(rows)
+    require_columns(rows, rewards)
+    check_judge_calls(settings, len(rows))
+    answers = scored.reference_texts(rows) if settings.score_reference else {}
     with reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True) as functions:
         loaded = load_model(settings.model, seed=settings.seed, trainable=False)
         prompts, dropped = drop_overlong(
@@ -57,6 +60,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
             max_length=data.max_length,
             reserve=settings.sampling.max_completion_length,
         )
+        references = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in answers.items()}
         ids = list(prompts)
         batches = [ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(ids), PROBLEMS_PER_STEP)]
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
@@ -68,7 +72,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
                         batch, settings.sampling, num_samples=settings.num_samples, seeds=sample_seeds(settings, batch)
                     )
                 with run.phase("score"):
-                    samples = list(judge(batch, completions, task, settings, functions, profile))
+                    samples = list(judge(batch, completions, task, settings, functions, profile, references))
             except Interrupted:
                 run.save(step - 1, lambda: ({}, {}))
                 raise
@@ -80,10 +84,14 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "task": task.name,
         "task_version": task.version,
         "kind": task.kind,
-        "grader_version": GRADER_VERSION,
+        "grader_version": GRADER_VERSION if task.kind == "mathematics" else None,
         "strict_profile": profile,
         **summarise(found),
-        **(mathematics.summarise_grades(found) if task.kind == "mathematics" else {}),
+        **(
+            mathematics.summarise_grades(found)
+            if task.kind == "mathematics"
+            else scored.summarise_scores(found, task, settings)
+        ),
         "dropped_rows": len(dropped),
         "scores": rewards,
         "sampling": settings.sampling.model_dump(mode="json"),
@@ -121,18 +129,17 @@ def judge(
     settings: EvalSettings,
     functions: Mapping[str, RewardFunction],
     profile: Profile | None,
+    references: Mapping[str, Completion],
 ) -> Iterator[Sample]:
     """Yield every completion with what the task and the rewards make of it."""
     rewards = scores_of(task, settings)
+    if profile is None:
+        yield from scored.score_samples(prompts, completions, task, settings, rewards, functions, references)
+        return
     parts = iter(score(prompts, completions, rewards, functions, combination_of(settings)) if rewards else ())
     for prompt, group in zip(prompts, completions, strict=True):
         for index, completion in enumerate(group):
-            part = next(parts, None)
-            if profile is not None:
-                yield mathematics.grade_sample(prompt, index, completion, profile, part)
-            else:
-                assert part is not None
-                yield scored.score_sample(prompt, index, completion, part, task.score)
+            yield mathematics.grade_sample(prompt, index, completion, profile, next(parts, None))
 
 
 def progress(samples: Sequence[Sample]) -> dict[str, float]:

@@ -24,6 +24,8 @@ SUBSETS = {
     "subject": ("subject", "type"),
     "level": ("level",),
     "kind": ("kind",),
+    "family": ("family",),
+    "dataset": ("dataset",),
 }  # columns of a row that divide a task
 REWARD, REWARDS = "reward", "rewards/"  # columns: what the weighted rewards make, and each of them
 
@@ -60,12 +62,15 @@ class Sample:
     reason: str = ""  # why strict grading did not find it right
     subsets: Mapping[str, str] = field(default_factory=dict)
     scored: Scored | None = None  # by the rewards of the evaluation's settings
+    details: Mapping[str, Any] = field(default_factory=dict)  # further columns, of the task's own
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as a row of the table: subsets and scores are columns of their own."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("subsets", "scored")}
+        """Return the sample as a row of the table: subsets, scores and details are columns of their own."""
+        apart = ("subsets", "scored", "details")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         rewards = {f"{REWARDS}{name}": value for name, value in self.scored.scores.items()} if self.scored else {}
-        return plain | dict(self.subsets) | rewards | ({REWARD: self.scored.reward} if self.scored else {})
+        reward = {REWARD: self.scored.reward} if self.scored else {}
+        return plain | dict(self.subsets) | rewards | reward | dict(self.details)
 
     @classmethod
     def of(cls, prompt: Prompt, index: int, completion: Completion, **judged: Any) -> Self:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.data.named import SOURCES, Source
+from posttrain.data.named import SOURCES
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
 from posttrain.settings import DataSettings
@@ -35,6 +35,7 @@ class Task:
     source: str  # the named source of its problems
     kind: Kind = "mathematics"
     score: str | None = None  # of kind scored: the reward that is its score; None: what the evaluation's rewards make
+    rewards_decide: bool = False  # whether rewards with a weight take the place of `score`, which is then only watched
 
 
 TASKS: dict[str, Task] = {
@@ -43,6 +44,10 @@ TASKS: dict[str, Task] = {
     "math": Task("math", "1", "math"),
     "math500": Task("math500", "1", "math500"),
     "prompts": Task("prompts", "1", "", "scored"),  # the user's own, scored by rewards
+    "ifeval": Task("ifeval", "1", "ifeval", "scored", "follows_every_instruction"),
+    "instructions": Task("instructions", "1", "instructions", "scored", "follows_every_instruction"),
+    "alignment": Task("alignment", "1", "alignment", "scored", "passes_checks", rewards_decide=True),
+    "over_refusal": Task("over_refusal", "1", "over_refusal", "scored", "refuses_rightly"),
 }
 
 
@@ -80,7 +85,7 @@ def evaluated_task(task: Task, data: DataSettings) -> Task:
 def prompt_style(data: DataSettings) -> str | None:
     """Return the style that the prompts are in; None for a file of ready-made ones."""
     source = SOURCES.get(data.source)
-    return data.prompt_style or (source.prompt_style if isinstance(source, Source) else None)
+    return data.prompt_style or (source.prompt_style if source is not None else None)
 
 
 def strict_profile(data: DataSettings) -> Profile:

@@ -1,8 +1,8 @@
 """Instructions that a program can check: every kind that a row may name, with its arguments and its check.
 
-The 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911) under their names there, and `length_constraints:exact_words`
-of our own. A row names them in `instruction_id_list` and gives each one's arguments in `kwargs`, as google/IFEval has
-them.
+The 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911) under their names there, and one of our own,
+`length_constraints:exact_words`. A row names them in `instruction_id_list` and gives each one's arguments in `kwargs`,
+as google/IFEval has them.
 """
 
 from collections.abc import Callable, Mapping

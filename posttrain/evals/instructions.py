@@ -1,0 +1,67 @@
+"""Which instructions of their rows samples follow, and the four accuracies that IFEval makes of it.
+
+Floor 4, pure: "Instruction-Following Evaluation for Large Language Models" (Zhou et al. 2023, arXiv 2311.07911),
+section 2.2; the accuracies bear the names that lm-evaluation-harness gives them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from posttrain.evals.samples import Row, mean_with_interval
+from posttrain.rewards.instructions.verdicts import followed_loosely, followed_strictly, read_instructions
+
+GRADES = {"strict": "followed", "loose": "followed_loosely"}  # columns of a sample, a verdict for each instruction
+
+
+def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, list[Any]]:
+    """Return the names of a row's instructions and whether a completion follows each; {} where it names none."""
+    instructions = read_instructions(columns)
+    if not instructions:
+        return {}
+    return {
+        "instructions": [each.name for each in instructions],
+        "followed": followed_strictly(text, instructions),
+        "followed_loosely": followed_loosely(text, instructions),
+    }
+
+
+def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the accuracies with 95% intervals by prompt, without by instruction, and those of each kind; {} of none.
+
+    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself.
+    """
+    asked = [row for row in rows if row.get("instructions")]
+    if not asked:
+        return {}
+    by_prompt = {
+        f"prompt_level_{grade}_acc": mean_with_interval(
+            [{**row, "all": float(all(row[column]))} for row in asked], "all"
+        )
+        for grade, column in GRADES.items()
+    }
+    verdicts = {
+        grade: [pair for row in asked for pair in zip(row["instructions"], row[column], strict=True)]
+        for grade, column in GRADES.items()
+    }
+    by_instruction = {f"inst_level_{grade}_acc": _share(pairs) for grade, pairs in verdicts.items()}
+    kinds = sorted({name for name, _ in verdicts["strict"]})
+    by_kind = {
+        kind: {
+            "instructions": sum(name == kind for name, _ in verdicts["strict"]),
+            **{grade: _share([pair for pair in pairs if pair[0] == kind]) for grade, pairs in verdicts.items()},
+        }
+        for kind in kinds
+    }
+    return {**by_prompt, **by_instruction, "by_kind": by_kind}
+
+
+def harness_results(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the four accuracies of `summarise_instructions` as lm-evaluation-harness calls them."""
+    names = [f"{level}_level_{grade}_acc" for level in ("prompt", "inst") for grade in GRADES]
+    return {f"{name},none": value["mean"] if isinstance(value := summary[name], Mapping) else value for name in names}
+
+
+def _share(pairs: Sequence[tuple[str, bool]]) -> float:
+    return float(np.mean([followed for _, followed in pairs]))
