@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 from posttrain.config import near_match
 from posttrain.errors import ConfigError
 from posttrain.evals.evaluate import SUMMARY_FILE
+from posttrain.reports.comparison import COMPARISON_FILE, print_comparisons
 from posttrain.reports.contrasts import Comparison
-from posttrain.reports.pages import print_comparison
 from posttrain.runs.directory import EVENTS
 from posttrain.runs.logs import read_rows
 
@@ -39,13 +38,13 @@ def _shortest_name(own: tuple[str, ...], everyone: Sequence[tuple[str, ...]]) ->
 
 def show_comparison(directory: Path) -> None:
     """Print the comparison of a finished stage as it was printed when it was made; point to one of an older layout."""
-    content = json.loads((directory / "comparison.json").read_bytes())
+    content = json.loads((directory / COMPARISON_FILE).read_bytes())
     try:
-        comparison = TypeAdapter(Comparison).validate_python(content)
+        comparisons = TypeAdapter(dict[str, Comparison]).validate_python(content)
     except ValidationError:
-        print(directory / "comparison.md")
+        print(directory)
     else:
-        print_comparison(comparison, Console())
+        print_comparisons(comparisons.values(), directory)
 
 
 def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:

@@ -5,12 +5,10 @@ from it.
 """
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +20,7 @@ from posttrain.engines import Interrupted
 from posttrain.pipeline.stages import StageFunction
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.runs.display import NoDisplay
+from posttrain.runs.memory import accelerator_peak, begin_peak, resident_peak
 from posttrain.settings import StageSettings
 
 GENERATE, UPDATE = "generate", "update"  # the phases that a step's time is told by; the rest is counted together
@@ -136,7 +135,7 @@ def measure(stage: StageFunction, settings: StageSettings, *, budget: float, max
     Raises what the stage raises about its settings, rows and model. With `max_steps` 0 only the way to the first step
     is measured.
     """
-    measurement = Measurement(resident_before=_begin_memory())
+    measurement = Measurement(resident_before=begin_peak())
     with tempfile.TemporaryDirectory(prefix="posttrain-bench-") as directory:
         run = MeasuredRun.open(Path(directory) / "stage", settings=settings, fingerprint="bench", display=NoDisplay())
         run.plan(measurement, budget=budget, max_steps=max_steps)
@@ -148,9 +147,8 @@ def measure(stage: StageFunction, settings: StageSettings, *, budget: float, max
             run.interrupted()
         finally:
             run.close()
-    measurement.resident_peak = _resident_peak()
-    if torch.cuda.is_available():
-        measurement.accelerator_peak = torch.cuda.max_memory_allocated()
+    measurement.resident_peak = resident_peak()
+    measurement.accelerator_peak = accelerator_peak()
     return measurement
 
 
@@ -160,23 +158,3 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
-
-
-def _begin_memory() -> int:
-    """Return the resident bytes now, and let peaks count from here where the system can."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak is what is resident now
-    return _resident_peak()
-
-
-def _resident_peak() -> int:
-    """Return the most bytes that this process held: since `_begin_memory` on Linux, elsewhere since it started."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from posttrain.errors import DataError
-from posttrain.evals.samples import by_problem
 from posttrain.evals.stats import Interval, holm, paired_difference, paired_p, smallest_detectable_difference
+from posttrain.reports.inputs import Evaluation, Inputs, Model
+from posttrain.reports.numbers import Scale, plain_difference, plain_p, scale_of
 
 ALPHA = 0.05
 ALIKE = {  # what must agree before scores are compared, and how a message calls it
@@ -22,28 +23,15 @@ ALIKE = {  # what must agree before scores are compared, and how a message calls
     "strict_profile": "answer format",
     "num_samples": "samples of each problem",
     "sampling": "sampling",
+    "scorer": "scorer",
 }
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One model's evaluation as its stage left it."""
-
-    name: str
-    summary: Mapping[str, Any]
-    samples: Sequence[Mapping[str, Any]]
-
-    def means(self) -> dict[str, float]:
-        """Return each problem's mean score, in order of problem ids; samples without a score are left out."""
-        scored = [sample for sample in self.samples if sample["score"] is not None]
-        return {problem: float(np.mean(values)) for problem, values in by_problem(scored, "score").items()}
-
-
-@dataclass(frozen=True, slots=True)
 class Contrast:
-    """One model against another on the same problems; differences are of strict accuracy."""
+    """One model against another on the same problems; differences are of the task's score."""
 
     reference: str
     difference: float
@@ -52,7 +40,7 @@ class Contrast:
     adjusted_p: float  # Holm, over all tests of the comparison
     verdict: Verdict
     smallest_detectable: float  # the true difference that this many problems find 4 times in 5
-    fixed: int  # problems that the reference got wrong (in most samples) and the model right
+    fixed: int  # problems that the reference got wrong (in most samples) and the model right; of numbers, that rose
     regressed: int
 
 
@@ -68,12 +56,13 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The models in the order given, compared with the baseline and each with the one before it."""
+    """The models of one task in the order given, compared with the baseline and each with the one before it."""
 
+    task: str
+    scale: Scale
     baseline: str
     models: tuple[ModelResult, ...]
-    tests: int  # that the p-values are adjusted for
-    examples: tuple[Mapping[str, Any], ...]
+    tests: int  # that the p-values are adjusted for: those of all tasks
     notices: tuple[str, ...]  # what a reader should know before believing the numbers
 
     def findings(self) -> Iterator[tuple[Verdict, str]]:
@@ -82,68 +71,169 @@ class Comparison:
             for model in self.models:
                 found: Contrast | None = getattr(model, name)
                 if found is not None:
-                    yield found.verdict, _sentence(model, found)
+                    yield found.verdict, self._sentence(model, found)
 
     def sentences(self) -> list[str]:
         """Return the findings in words."""
         return [sentence for _, sentence in self.findings()]
 
+    def _sentence(self, model: ModelResult, found: Contrast) -> str:
+        words = {
+            "better": f"is better than {found.reference}",
+            "worse": f"is worse than {found.reference}",
+            "cannot tell": f"cannot be told from {found.reference}",
+        }[found.verdict]
+        moved = "fixed", "lost"
+        if self.scale == "number":
+            moved = "prompts up", "down"
+        return (
+            f"{model.name} {words}: {plain_difference(found.difference, found.interval, self.scale)}, "
+            f"{plain_p(found.adjusted_p)}), {found.fixed} {moved[0]}, {found.regressed} {moved[1]}"
+            f"{self._doubt(model, found)}."
+        )
+
+    def _doubt(self, model: ModelResult, found: Contrast) -> str:
+        """What to add where a verdict is open, or where the interval seems to say something else."""
+        excludes_zero = found.interval.low > 0 or found.interval.high < 0
+        if found.verdict != "cannot tell":
+            return "" if excludes_zero else "; the interval, an approximation, still holds 0"
+        conflict = "; the interval leaves out 0, but is not adjusted for the other tests" if excludes_zero else ""
+        size = found.smallest_detectable
+        detectable = f"{100 * size:.1f} points" if self.scale == "share" else f"{size:.3g}"
+        problems = "problems" if self.scale == "share" else "prompts"
+        return f"{conflict}; {model.summary['problems']} {problems} show differences of {detectable} or more"
+
+
+def compare_tasks(inputs: Inputs, *, allow_mismatch: bool = False) -> dict[str, Comparison]:
+    """Return the comparison of each task, by its label.
+
+    Raises DataError where a model shares no task with the baseline, or was not scored like it; with `allow_mismatch`
+    no test is drawn for that model, and a notice says why.
+    """
+    baseline = inputs.model(inputs.baseline)
+    for model in inputs.models:
+        if not set(model.evaluations) & set(baseline.evaluations):
+            raise _no_common_task(baseline, model)
+    groups = {
+        task: [model.evaluations[task] for model in inputs.models if task in model.evaluations] for task in inputs.tasks
+    }
+    return compare_groups(groups, inputs.baseline, allow_mismatch=allow_mismatch)
+
 
 def compare_evaluations(evaluations: Sequence[Evaluation], baseline: str) -> Comparison:
-    """Compare evaluations in order, each with the baseline and with the one before it; every test is Holm-adjusted."""
-    check_alike(evaluations)
-    named = {evaluation.name: evaluation for evaluation in evaluations}
-    pairs = {(baseline, other.name) for other in evaluations if other.name != baseline}
-    previous = {b.name: a.name for a, b in pairwise(evaluations) if baseline not in (a.name, b.name)}
-    pairs |= {(before, name) for name, before in previous.items()}
-    ordered = sorted(pairs)
-    raw = [contrast(named[reference], named[model], tests=len(pairs)) for reference, model in ordered]
+    """Compare evaluations of one task, each with the baseline and with the one before it; raises as `compare_tasks`."""
+    (found,) = compare_groups({evaluations[0].task: evaluations}, baseline).values()
+    return found
+
+
+def compare_groups(
+    groups: Mapping[str, Sequence[Evaluation]], baseline: str, *, allow_mismatch: bool = False
+) -> dict[str, Comparison]:
+    """Compare the evaluations of each task; every test of all tasks together is Holm-adjusted."""
+    faults = {task: _faults(group, baseline) for task, group in groups.items()}
+    if not allow_mismatch:
+        for name, words in (fault for found in faults.values() for fault in found.items()):
+            raise _not_alike(baseline, name, words)
+    pairs = {task: _pairs(group, baseline, faults[task]) for task, group in groups.items()}
+    places = [(task, pair) for task, found in pairs.items() for pair in found]
+    raw = [contrast(*(_named(groups[task], name) for name in pair), tests=len(places)) for task, pair in places]
     adjusted = holm([item.p_value for item in raw])
     found = {
-        pair: replace(item, adjusted_p=p, verdict=_verdict(item.difference, p))
-        for pair, item, p in zip(ordered, raw, adjusted, strict=True)
+        place: replace(item, adjusted_p=p, verdict=_verdict(item.difference, p))
+        for place, item, p in zip(places, raw, adjusted, strict=True)
     }
-    models = tuple(
-        ModelResult(
-            evaluation.name,
-            evaluation.summary,
-            found.get((baseline, evaluation.name)),
-            found.get((previous.get(evaluation.name, ""), evaluation.name)),
+    return {
+        task: Comparison(
+            task,
+            scale_of(group),
+            baseline,
+            tuple(_results(task, group, baseline, found)),
+            len(places),
+            (*_mismatches(baseline, faults[task]), *_notices(group, baseline)),
         )
-        for evaluation in evaluations
+        for task, group in groups.items()
+    }
+
+
+def _pairs(evaluations: Sequence[Evaluation], baseline: str, unlike: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return which are compared, reference and model: each with the baseline, and with the one before it."""
+    names = [evaluation.name for evaluation in evaluations if evaluation.name not in unlike]
+    if baseline not in names:
+        return []
+    with_baseline = [(baseline, name) for name in names if name != baseline]
+    return with_baseline + [(a, b) for a, b in pairwise(names) if baseline not in (a, b)]
+
+
+def _results(
+    task: str, evaluations: Sequence[Evaluation], baseline: str, found: Mapping[tuple[str, tuple[str, str]], Contrast]
+) -> Iterator[ModelResult]:
+    for place, evaluation in enumerate(evaluations):
+        name = evaluation.name
+        previous = next((before.name for before in reversed(evaluations[:place])), "")
+        against_previous = None if previous == baseline else found.get((task, (previous, name)))
+        yield ModelResult(name, evaluation.summary, found.get((task, (baseline, name))), against_previous)
+
+
+def _named(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
+    return next(evaluation for evaluation in evaluations if evaluation.name == name)
+
+
+def _faults(evaluations: Sequence[Evaluation], baseline: str) -> dict[str, str]:
+    """Return, of each model that was not scored like the baseline, in what it differs."""
+    first = next((evaluation for evaluation in evaluations if evaluation.name == baseline), None)
+    if first is None:
+        return {}
+    found = {other.name: _differences(first, other) for other in evaluations if other is not first}
+    return {name: "; ".join(words) for name, words in found.items() if words}
+
+
+def _differences(first: Evaluation, other: Evaluation) -> list[str]:
+    words = [
+        f"{called} {_shown(first.summary.get(key))} vs {_shown(other.summary.get(key))}"
+        for key, called in ALIKE.items()
+        if first.summary.get(key) != other.summary.get(key)
+    ]
+    problems, theirs = set(first.means()), set(other.means())
+    if theirs != problems:
+        words.append(f"{len(problems)} vs {len(theirs)} problems, {len(problems & theirs)} shared")
+    elif first.summary.get("data_fingerprint") != other.summary.get("data_fingerprint"):
+        words.append("the same problems with other gold answers")
+    return words
+
+
+def _not_alike(baseline: str, name: str, words: str) -> DataError:
+    fix = f"evaluate {name} again with the task, data and sampling of {baseline}"
+    if "grader version" in words:
+        fix = f"posttrain rescore grades the samples of {name} again; or {fix}"
+    return DataError(
+        f"{baseline} and {name} were not scored alike: {words}. No paired test drawn",
+        fix=f"{fix}; or --allow-mismatch, which the report says",
     )
-    examples = tuple(e for other in evaluations if other.name != baseline for e in changed(named[baseline], other))
-    return Comparison(baseline, models, len(pairs), examples, _notices(named[baseline], evaluations))
 
 
-def check_alike(evaluations: Sequence[Evaluation]) -> None:
-    """Raise DataError unless all evaluations have the same task, grader, sampling and problems as the first."""
-    first = evaluations[0]
-    problems = set(first.means())
-    for other in evaluations[1:]:
-        faults = [
-            f"{words} {_shown(first.summary.get(key))} vs {_shown(other.summary.get(key))}"
-            for key, words in ALIKE.items()
-            if first.summary.get(key) != other.summary.get(key)
-        ]
-        if (theirs := set(other.means())) != problems:
-            faults.append(f"{len(problems)} vs {len(theirs)} problems, {len(problems & theirs)} shared")
-        elif first.summary.get("data_fingerprint") != other.summary.get("data_fingerprint"):
-            faults.append("the same problems with other gold answers")
-        if faults:
-            raise DataError(
-                f"{first.name} and {other.name} were not scored alike: {'; '.join(faults)}. No paired test drawn",
-                fix=f"evaluate {other.name} again with the task, data and sampling of {first.name}",
-            )
+def _no_common_task(baseline: Model, model: Model) -> DataError:
+    theirs, ours = ", ".join(model.evaluations), ", ".join(baseline.evaluations)
+    return DataError(
+        f"{model.name} was evaluated on {theirs}, and {baseline.name} on {ours}: they share no task",
+        fix=f"posttrain eval --task {next(iter(baseline.evaluations.values())).task}",
+    )
+
+
+def _mismatches(baseline: str, faults: Mapping[str, str]) -> Iterator[str]:
+    for name, words in faults.items():
+        yield f"{name}: no test drawn, not scored like {baseline}: {words}"
 
 
 def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Contrast:
     """Return the paired comparison of two evaluations of the same problems, one of `tests`, p not yet adjusted."""
     before, after = reference.means(), model.means()
     a, b = (np.array([means[problem] for problem in before]) for means in (before, after))
-    paired = paired_difference(a, b, samples=int(model.summary["num_samples"]))
+    scale = scale_of((reference, model))
+    samples = max(1, len(model.samples) // max(1, len(after)))
+    paired = paired_difference(a, b, samples=samples)
     p_value = paired_p(a, b)
-    fixed, regressed = int(((a < 0.5) & (b >= 0.5)).sum()), int(((a >= 0.5) & (b < 0.5)).sum())
+    line = 0.5 if scale == "share" else None
+    fixed, regressed = _moved(a, b, line), _moved(b, a, line)
     return Contrast(
         reference=reference.name,
         difference=paired.mean,
@@ -157,26 +247,9 @@ def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Con
     )
 
 
-def changed(reference: Evaluation, model: Evaluation, count: int = 2) -> list[dict[str, Any]]:
-    """Return up to `count` fixed and `count` regressed problems, in order of problem ids, with both completions."""
-    first = {s["problem_id"]: s for s in reference.samples if s["sample"] == 0 and s["strict"] is not None}
-    second = {s["problem_id"]: s for s in model.samples if s["sample"] == 0 and s["strict"] is not None}
-    examples = []
-    for change, was_right in (("fixed", False), ("regressed", True)):
-        ids = [i for i in sorted(first) if first[i]["strict"] is was_right and second[i]["strict"] is not was_right]
-        examples += [
-            {
-                "model": model.name,
-                "change": change,
-                "problem_id": i,
-                "prompt": first[i]["prompt"],
-                "gold": first[i]["gold"],
-                "before": first[i]["completion"],
-                "after": second[i]["completion"],
-            }
-            for i in ids[:count]
-        ]
-    return examples
+def _moved(a: np.ndarray, b: np.ndarray, line: float | None) -> int:
+    """Return how many values rose from below the line to it; without one, how many rose."""
+    return int((b > a).sum() if line is None else ((a < line) & (b >= line)).sum())
 
 
 def _verdict(difference: float, p_value: float) -> Verdict:
@@ -185,41 +258,13 @@ def _verdict(difference: float, p_value: float) -> Verdict:
     return "better" if difference > 0 else "worse"
 
 
-def _notices(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    asked = baseline.summary.get("template_hash")
-    others = [other.name for other in evaluations if other.summary.get("template_hash") != asked]
-    if not others:
-        return ()
-    return (
-        f"{', '.join(others)}: the questions were put in another prompt style or chat template than {baseline.name}'s",
-    )
-
-
-def _sentence(model: ModelResult, found: Contrast) -> str:
-    low, high = (f"{100 * end:+.1f}" for end in found.interval)
-    words = {
-        "better": f"is better than {found.reference}",
-        "worse": f"is worse than {found.reference}",
-        "cannot tell": f"cannot be told from {found.reference}",
-    }[found.verdict]
-    return (
-        f"{model.name} {words}: {100 * found.difference:+.1f} points (95% CI {low} to {high}, {_p(found.adjusted_p)}), "
-        f"{found.fixed} fixed, {found.regressed} lost{_doubt(model, found)}."
-    )
-
-
-def _doubt(model: ModelResult, found: Contrast) -> str:
-    """What to add where a verdict is open, or where the interval seems to say something else."""
-    excludes_zero = found.interval.low > 0 or found.interval.high < 0
-    if found.verdict != "cannot tell":
-        return "" if excludes_zero else "; the interval, an approximation, still holds 0"
-    conflict = "; the interval leaves out 0, but is not adjusted for the other tests" if excludes_zero else ""
-    detectable = f"{100 * found.smallest_detectable:.1f}"
-    return f"{conflict}; {model.summary['problems']} problems show differences of {detectable} points or more"
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+def _notices(evaluations: Sequence[Evaluation], baseline: str) -> Iterator[str]:
+    asked = next((e.summary.get("template_hash") for e in evaluations if e.name == baseline), None)
+    others = [other.name for other in evaluations if asked and other.summary.get("template_hash") != asked]
+    if others:
+        yield (
+            f"{', '.join(others)}: the questions were put in another prompt style or chat template than {baseline}'s"
+        )
 
 
 def _shown(value: Any) -> str:

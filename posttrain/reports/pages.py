@@ -1,10 +1,7 @@
-"""How a comparison looks: its tables, on the terminal and as a Markdown page.
+"""A comparison's tables, and how they look on the terminal.
 
 Floor 5: lays out what `contrasts.py` found, and computes nothing. Only what passes its adjusted test is bold.
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -12,7 +9,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from posttrain.reports.contrasts import Comparison, Contrast
-from posttrain.reports.tables import Cell, Table, bar, fits, render_markdown, render_terminal
+from posttrain.reports.numbers import plain_interval, plain_score, signed
+from posttrain.reports.tables import Cell, Table, bar, fits, render_terminal
 
 STYLES = {"better": "bold green", "worse": "bold red", "cannot tell": "yellow"}
 OUTCOMES = {  # of a sample under strict grading: header, character of the bar
@@ -21,6 +19,7 @@ OUTCOMES = {  # of a sample under strict grading: header, character of the bar
     "format_failure": ("format", "░"),
     "truncated": ("cut off", "·"),
     "could_not_grade": ("ungraded", "?"),
+    "scored": ("scored", "▓"),
 }
 BAR_WIDTH = 20
 NONE = Cell("-", style="dim")
@@ -46,50 +45,41 @@ def _bullet(sentence: str, style: str, mark: str = "●") -> RichTable:
     return grid
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return the page: verdicts, tables, and problems whose outcome changed."""
-    summary = comparison.models[0].summary
-    lines = [*comparison.sentences(), *comparison.notices]
-    parts = [f"# Comparison on {summary['task']}", "\n".join(f"- {line}" for line in lines)]
-    parts += [render_markdown(table) for table in tables(comparison, with_bar=False)]
-    parts += [_provenance(summary)]
-    if comparison.examples:
-        parts += ["## Problems whose outcome changed", *(_example(example) for example in comparison.examples)]
-    return "\n\n".join(parts) + "\n"
-
-
 def tables(comparison: Comparison, *, with_bar: bool) -> list[Table]:
-    """Return the tables in order: accuracy, outcomes, and pass@k where there are several samples."""
-    found = [accuracy_table(comparison), outcome_table(comparison, with_bar=with_bar)]
-    if comparison.models[0].summary["num_samples"] > 1:
+    """Return the tables in order: scores, outcomes, and pass@k where there are several samples of problems."""
+    found = [score_table(comparison), outcome_table(comparison, with_bar=with_bar)]
+    if len(comparison.models[0].summary.get("pass_at_k", ())) > 1:
         found.append(pass_table(comparison))
     return found
 
 
-def accuracy_table(comparison: Comparison) -> Table:
-    """Strict accuracy with its interval, and the paired difference from the baseline."""
-    summary = comparison.models[0].summary
+def score_table(comparison: Comparison) -> Table:
+    """Mean scores with their intervals, and the paired differences from the baseline."""
+    scale = comparison.scale
     rows = []
     for model in comparison.models:
-        strict = model.summary["strict"]
-        accuracy = Cell(_percent(strict["accuracy"]), f"{_points(strict['low'])} to {_points(strict['high'])}")
-        verdict = Cell("baseline", style="dim")
+        score = model.summary["score"]
+        verdict = Cell("baseline", style="dim") if model.name == comparison.baseline else NONE
         if model.against_baseline:
             verdict = Cell(model.against_baseline.verdict, style=STYLES[model.against_baseline.verdict])
         rows.append(
             (
                 Cell(model.name, style="bold" if model.name == comparison.baseline else ""),
-                accuracy,
-                _difference(model.against_baseline),
+                Cell(plain_score(score["mean"], scale), plain_interval(score["low"], score["high"], scale)),
+                _difference(comparison, model.against_baseline),
                 verdict,
             )
         )
+    summary = comparison.models[0].summary
+    share = scale == "share"
+    tests = f"{comparison.tests} test{'s' * (comparison.tests != 1)}"
     return Table(
-        f"Accuracy on {summary['task']}, strict, with 95% intervals",
-        ("model", "accuracy", f"vs {comparison.baseline}", "verdict"),
+        f"{'Accuracy' if share else 'Score'} on {comparison.task}{', strict' * ('strict' in summary)}, "
+        "with 95% intervals",
+        ("model", "accuracy" if share else "score", f"vs {comparison.baseline}", "verdict"),
         tuple(rows),
-        f"{summary['problems']} problems x {summary['num_samples']}; paired differences in points; "
-        f"intervals unadjusted; p and verdicts Holm-adjusted ({comparison.tests} test{'s' * (comparison.tests > 1)})",
+        f"{summary['problems']} {'problems' if share else 'prompts'} x {summary['num_samples']}; paired differences"
+        f"{' in points' * share}; intervals unadjusted; p and verdicts Holm-adjusted ({tests})",
     )
 
 
@@ -98,29 +88,30 @@ def outcome_table(comparison: Comparison, *, with_bar: bool) -> Table:
     occurring = {
         name: look
         for name, look in OUTCOMES.items()
-        if any(model.summary["categories"][name] for model in comparison.models)
+        if any(model.summary["categories"].get(name) for model in comparison.models)
     }
+    graded = all("lenient" in model.summary for model in comparison.models)
     headers = ("model", *(["outcomes"] if with_bar else []), *(header for header, _ in occurring.values()))
     rows = []
     for model in comparison.models:
         shares = model.summary["categories"]
-        picture = bar([(shares[name], character) for name, (_, character) in occurring.items()], BAR_WIDTH)
+        picture = bar([(shares.get(name, 0.0), character) for name, (_, character) in occurring.items()], BAR_WIDTH)
         rows.append(
             (
                 Cell(model.name),
                 *([Cell(picture, style="cyan")] if with_bar else []),
-                *(_share(shares[name]) for name in occurring),
-                Cell(_percent(model.summary["lenient"]["accuracy"])),
+                *(_share(shares.get(name, 0.0)) for name in occurring),
+                *([Cell(_percent(model.summary["lenient"]["accuracy"]))] if graded else []),
                 Cell(f"{model.summary['mean_length']:.0f}"),
             )
         )
     legend = f"{'  '.join(f'{character} {header}' for header, character in occurring.values())}\n"
     return Table(
-        "How the samples ended, under strict grading",
-        (*headers, "lenient", "tokens"),
+        f"How the samples ended{', under strict grading' * graded}",
+        (*headers, *(["lenient"] if graded else []), "tokens"),
         tuple(rows),
-        f"{legend if with_bar else ''}format: no answer in the required form; lenient: right in any form; "
-        "tokens: mean length",
+        f"{legend if with_bar else ''}"
+        f"{'format: no answer in the required form; lenient: right in any form; ' * graded}tokens: mean length",
     )
 
 
@@ -133,12 +124,12 @@ def pass_table(comparison: Comparison) -> Table:
     return Table("Solved within k samples (unbiased)", ("model", *(f"pass@{k}" for k in ks)), tuple(rows))
 
 
-def _difference(found: Contrast | None) -> Cell:
+def _difference(comparison: Comparison, found: Contrast | None) -> Cell:
     if found is None:
         return NONE
-    low, high = found.interval
+    low, high = (signed(end, comparison.scale) for end in found.interval)
     style = STYLES[found.verdict] if found.verdict != "cannot tell" else ""
-    return Cell(f"{100 * found.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", style)
+    return Cell(signed(found.difference, comparison.scale), f"{low} to {high}", style)
 
 
 def _share(share: float) -> Cell:
@@ -147,28 +138,3 @@ def _share(share: float) -> Cell:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _provenance(summary: Mapping[str, Any]) -> str:
-    sampling = ", ".join(f"{key} {value}" for key, value in summary["sampling"].items())
-    return (
-        f"Task {summary['task']} version {summary['task_version']}, grader version {summary['grader_version']}, "
-        f"answers in the form {summary['strict_profile']}, data {summary['data_fingerprint']}. Sampling: {sampling}."
-    )
-
-
-def _example(example: Mapping[str, Any]) -> str:
-    """Model text is shown inside a fence longer than any run of backticks in it, so it cannot become markup."""
-    texts = {
-        "problem": example["prompt"],
-        "gold": example["gold"],
-        "before": example["before"],
-        "after": example["after"],
-    }
-    fence = "`" * (3 + max(text.count("`") for text in texts.values()))
-    blocks = [f"{label}\n\n{fence}text\n{text.strip()}\n{fence}" for label, text in texts.items()]
-    return "\n\n".join([f"### {example['model']}: {example['change']}", *blocks])

@@ -20,6 +20,7 @@ from posttrain.runs.environment import command_line, describe_environment
 from posttrain.runs.findings import Finding, Watch, health_line, warning
 from posttrain.runs.identity import claim, clear, refuse_foreign
 from posttrain.runs.lock import RunLock
+from posttrain.runs.memory import accelerator_peak, begin_peak, resident_peak
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.runs.signals import stop_request
 from posttrain.settings import OptimizedStageSettings, StageSettings
@@ -85,6 +86,7 @@ class StageRun:
         return run
 
     def _begin(self, changed: list[str]) -> None:
+        begin_peak()
         durable.sweep(self.path)
         logs.drop_torn_line(self.path / EVENTS)
         events = logs.read_rows(self.path / EVENTS)
@@ -270,8 +272,9 @@ class StageRun:
         return publish_artifact(self.artifact, write, {"fingerprint": self.fingerprint, "stage": self.path.name})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write result.json, which marks the stage as finished."""
-        result = {"fingerprint": self.fingerprint, "summary": logs.plain(summary)}
+        """Write result.json, which marks the stage as finished; its peak of memory is that of the last attempt."""
+        memory = {"resident": resident_peak(), "accelerator": accelerator_peak()}
+        result = {"fingerprint": self.fingerprint, "summary": logs.plain(summary), "peak_memory_bytes": memory}
         durable.sync_file(self.path / METRICS)
         durable.write_json(self.path / RESULT, result)
         self._record("finished", f"finished after {self._max_steps} steps")

@@ -43,7 +43,8 @@ def claim(path: Path, settings: StageSettings, fingerprint: str) -> list[str]:
     resolved = settings.model_dump(mode="json")
     if not (path / RUN).is_file():
         durable.write_json(path / SETTINGS, resolved)
-        durable.write_json(path / RUN, {"schema": 1, "fingerprint": fingerprint})
+        stage = type(settings).__name__.removesuffix("Settings").lower()
+        durable.write_json(path / RUN, {"schema": 1, "stage": stage, "fingerprint": fingerprint})
         return []
     changed = _changes(_read(path / SETTINGS), resolved)
     if _read(path / RUN).get("fingerprint") != fingerprint:

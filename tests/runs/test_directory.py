@@ -52,7 +52,9 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     environment = json.loads((path / "environment.json").read_text())
     assert environment["seed"] == 7
     assert environment["torch"]
-    assert json.loads((path / "result.json").read_text()) == {
+    result = json.loads((path / "result.json").read_text())
+    assert result.pop("peak_memory_bytes")["resident"] > 2**20
+    assert result == {
         "fingerprint": "f",
         "summary": {"loss": 0.2, "best": "Infinity"},
     }

@@ -1,0 +1,121 @@
+"""Scores by model as bars with intervals.
+
+Floor 5: draws plain numbers. Bars start at zero, so that their lengths can be compared.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from posttrain.reports.figures.labels import SMALL, number, percent, percent_tick
+from posttrain.reports.figures.sheet import (
+    AXIS,
+    empty_sheet,
+    limits,
+    open_sheet,
+    row_label,
+    row_panel,
+    share_limits,
+)
+from posttrain.reports.style import Draw, Theme, model_looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+ROW = 38.0  # px, of a model: its name over its bar
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A model's mean score with the bounds of its 95% interval, and the mean of each seed where there are several."""
+
+    model: str
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    seeds: tuple[float, ...] = ()
+
+
+def score_bars(
+    scores: Sequence[Score],
+    *,
+    title: str,
+    subtitle: str = "",
+    order: Sequence[str] = (),
+    shares: bool = True,
+    reference: tuple[str, float] | None = None,
+) -> Draw:
+    """Return the drawing of a bar for each model, with its interval and a dot for each seed.
+
+    `order` names the report's models, for their colours; `shares` says that scores are shares of 1; `reference` is a
+    named value, such as chance, drawn as a line.
+    """
+
+    def draw(theme: Theme) -> "Drawing":
+        marks = [reference[1]] if reference else []
+        values = [v for s in scores for v in (s.mean, s.low, s.high, *s.seeds)]
+        bounds = share_limits([*values, *marks]) if shares else limits([*values, *marks], zero=True)
+        if bounds is None or not any(math.isfinite(value) for value in values):
+            return empty_sheet(theme, title=title, subtitle=subtitle)
+        looks = model_looks([*order, *(s.model for s in scores)], theme)
+        height = ROW * len(scores) + (14 if reference else 4)
+        sheet = open_sheet(theme, title=title, subtitle=subtitle, body=height + AXIS)
+        axes = row_panel(sheet, height, bounds, percent_tick if shares else number)
+        for i, score in enumerate(scores):
+            row_label(axes, theme, ROW * i + 13, score.model, _value(score, shares))
+            _bar(axes, theme, score, ROW * i + 26, looks[score.model].color)
+        if reference:
+            _reference(axes, theme, reference, height)
+        return sheet.drawing
+
+    return draw
+
+
+def _value(score: Score, shares: bool) -> str:
+    write: Callable[[float], str] = percent if shares else number
+    if not math.isfinite(score.mean):
+        return "no value"
+    if not math.isfinite(score.low + score.high):
+        return write(score.mean)
+    low, high = (write(end).rstrip("%") for end in (score.low, score.high))
+    return f"{write(score.mean)}  ({low} to {high})"
+
+
+def _bar(axes: "Axes", theme: Theme, score: Score, y: float, color: str) -> None:
+    if not math.isfinite(score.mean):
+        return
+    axes.barh(y, score.mean, 13, color=color, linewidth=0)
+    interval(axes, theme, score.low, score.high, y)
+    if len(score.seeds) > 1:
+        axes.plot(
+            score.seeds,
+            [y] * len(score.seeds),
+            "o",
+            markersize=5,
+            markerfacecolor=theme.paper,
+            markeredgecolor=theme.ink,
+            markeredgewidth=1,
+            clip_on=False,
+        )
+
+
+def interval(axes: "Axes", theme: Theme, low: float, high: float, y: float, *, cap: float = 3.5) -> None:
+    """Draw a horizontal interval with caps at its ends, edged in the paper's colour so that it shows on a bar."""
+    if not math.isfinite(low + high):
+        return
+    for width, color in ((3.6, theme.paper), (1.5, theme.ink)):
+        axes.plot([low, high], [y, y], color=color, linewidth=width, solid_capstyle="butt", clip_on=False)
+        for end in (low, high) if cap else ():
+            axes.plot([end, end], [y - cap, y + cap], color=color, linewidth=width, clip_on=False)
+
+
+def _reference(axes: "Axes", theme: Theme, reference: tuple[str, float], height: float) -> None:
+    label, value = reference
+    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    place = axes.transLimits.transform((value, 0))[0]
+    side, shift = ("left", 4) if place < 0.6 else ("right", -4)
+    axes.annotate(
+        label, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
+    )

@@ -1,0 +1,203 @@
+"""How reports look: the colours of pages and figures, and a drawing as the bytes of a file.
+
+Floor 5: knows matplotlib, no figure. One drawing serves light and dark pages: `inline_svg` puts CSS variables in the
+place of the light colours. Nothing global of matplotlib is changed, and a user's matplotlibrc changes nothing here.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+PX_PER_INCH = 72  # one unit of an SVG by matplotlib is one CSS px, and a point of type is one too
+PNG_SCALE = 2  # PNG pixels for each CSS px
+FONT = "DejaVu Sans"  # comes with matplotlib, so that layout is the same everywhere; wider than what pages show
+FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+HACKING_HATCH = "////"
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Colours as `#rrggbb`, each with one use; no two are equal, so that a colour names its use."""
+
+    paper: str  # behind everything
+    panel: str  # behind cards and code
+    ink: str  # text and data without a colour of their own
+    muted: str  # text of second rank
+    grid: str  # lines behind data, borders
+    accent: str  # links, and shares that belong to no model
+    better: str
+    worse: str
+    doubt: str  # cannot tell
+    warning: str  # suspected hacking
+    models: tuple[str, ...]  # the baseline's first
+    parts: tuple[str, ...]  # of a whole: outcomes, terms of a reward
+
+    def variables(self) -> dict[str, str]:
+        """Return each colour under the name of its CSS variable."""
+        named = {f"--{field.name}": getattr(self, field.name) for field in fields(self)}
+        for several in ("models", "parts"):
+            colors = named.pop(f"--{several}")
+            named |= {f"--{several}-{i}": color for i, color in enumerate(colors, 1)}
+        return named
+
+
+Draw = Callable[[Theme], "Drawing"]
+
+LIGHT = Theme(
+    paper="#ffffff",
+    panel="#f5f6f8",
+    ink="#1c2128",
+    muted="#596270",
+    grid="#dfe3e8",
+    accent="#2f5fb3",
+    better="#17703a",
+    worse="#b3261e",
+    doubt="#6b5a00",
+    warning="#9c4a00",
+    models=("#81878f", "#2955d3", "#d97a1f", "#175437", "#7a2391", "#4b121d", "#049bde", "#696b04"),
+    parts=("#0f2f6e", "#8c3919", "#9a6d02", "#6f3aa0", "#6b7587", "#1d5d5d"),
+)
+DARK = Theme(
+    paper="#14171c",
+    panel="#1c2027",
+    ink="#e4e8ee",
+    muted="#9ba6b4",
+    grid="#313842",
+    accent="#8db4f5",
+    better="#57c27e",
+    worse="#ff8a80",
+    doubt="#d8bf57",
+    warning="#f5a25d",
+    models=("#9299a2", "#5878c4", "#ec8208", "#6cf2b4", "#d881f3", "#b95453", "#99cfed", "#c3c37a"),
+    parts=("#7bb6fe", "#e5703b", "#eec649", "#af6ec3", "#9b9fa5", "#a3e0ca"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a model is known by in every figure of a report."""
+
+    color: str
+    marker: str
+
+
+def model_looks(order: Iterable[str], theme: Theme) -> dict[str, Look]:
+    """Return the look of each model by its place in `order`, repeated names counted once.
+
+    Past the theme's last colour they begin again, with other markers than the first time.
+    """
+    names = list(dict.fromkeys(order))
+    count = len(theme.models)
+    return {
+        name: Look(theme.models[i % count], MARKERS[(i + i // count) % len(MARKERS)]) for i, name in enumerate(names)
+    }
+
+
+def svg(draw: Draw, theme: Theme = LIGHT) -> str:
+    """Return a drawing as a stand-alone SVG file in the theme's colours, the same text each time."""
+    return _tidy(_svg_text(draw, theme))
+
+
+def inline_svg(draw: Draw, *, name: str, alt: str) -> str:
+    """Return a drawing as an SVG element of a page, in the page's CSS variables, its ids prefixed with `name`."""
+    text = _tidy(_svg_text(draw, LIGHT), prefix=f"{name}-")
+    element = text[text.index("<svg") :]
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # of the whole page, were it left in
+    element = re.sub(r' xmlns(:xlink)?="[^"]*"| version="[^"]*"', "", element)
+    element = element.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt)}', 1)
+    names = {color: name for name, color in LIGHT.variables().items()}
+    return re.sub(
+        r'(: ?|=")(#[0-9a-f]{6})\b',
+        lambda found: f"{found[1]}var({names[found[2]]})" if found[2] in names else found[0],
+        element,
+    )
+
+
+def png(draw: Draw, theme: Theme = LIGHT) -> bytes:
+    """Return a drawing as a PNG file, `PNG_SCALE` pixels for each CSS px."""
+    file = io.BytesIO()
+    with _matplotlib(theme):
+        draw(theme).savefig(file, format="png", dpi=PX_PER_INCH * PNG_SCALE, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _svg_text(draw: Draw, theme: Theme) -> str:
+    file = io.StringIO()
+    with _matplotlib(theme):
+        draw(theme).savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+@contextmanager
+def _matplotlib(theme: Theme) -> Iterator[None]:
+    """Set matplotlib up for drawing and saving, and leave it as it was."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_settings(theme))
+        yield
+
+
+def _settings(theme: Theme) -> dict[Any, Any]:
+    return {
+        "figure.dpi": PX_PER_INCH,
+        "figure.facecolor": theme.paper,
+        "font.family": [FONT],
+        "font.size": 11,
+        "text.color": theme.ink,
+        "text.parse_math": False,  # names may hold dollar signs
+        "axes.facecolor": "none",
+        "axes.edgecolor": theme.grid,
+        "axes.labelcolor": theme.muted,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.labelsize": 10,
+        "ytick.labelsize": 10,
+        "hatch.linewidth": 1.2,
+        "lines.solid_capstyle": "round",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "posttrain",
+    }
+
+
+def _tidy(text: str, prefix: str = "") -> str:
+    """Drop what no reader of the file needs: metadata, ids without a reference, digits behind a hundredth of a px."""
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
+    referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda i: f' id="{prefix}{i[1]}"' if i[1] in referenced else "", text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", text)
+    text = re.sub(r"(?<=[ \"(])-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r'(?<=[ "])(width|height)="([\d.]+)pt"', r'\1="\2"', text)
+    text = text.replace(f"'{FONT}'", FONT_STACK)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def contrast(first: str, second: str) -> float:
+    """Return the contrast ratio of two colours, 1 to 21 (WCAG 2.2, "contrast ratio"; 4.5 for text, 3 for shapes)."""
+    high, low = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def theme_css(theme: Theme) -> str:
+    """Return the declarations of a theme's CSS variables."""
+    return " ".join(f"{name}: {color};" for name, color in theme.variables().items())
