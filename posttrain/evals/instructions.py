@@ -4,6 +4,7 @@ Floor 4, pure: "Instruction-Following Evaluation for Large Language Models" (Zho
 section 2.2; the accuracies bear the names that lm-evaluation-harness gives them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,10 @@ def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, lis
 
 
 def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the accuracies with 95% intervals by prompt, without by instruction, and those of each kind; {} of none.
+    """Return `instructions`, the four accuracies and those of each kind, and `results`, as the harness has them.
 
-    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself.
+    By prompt a sample counts as 1 where all its instructions are followed, with a 95% interval; by instruction each
+    counts by itself. {} where no row names instructions.
     """
     asked = [row for row in rows if row.get("instructions")]
     if not asked:
@@ -46,21 +48,22 @@ def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
         for grade, column in GRADES.items()
     }
     by_instruction = {f"inst_level_{grade}_acc": _share(pairs) for grade, pairs in verdicts.items()}
-    kinds = sorted({name for name, _ in verdicts["strict"]})
-    by_kind = {
+    means = {name: found["mean"] for name, found in by_prompt.items()}
+    return {
+        "instructions": {**by_prompt, **by_instruction, "by_kind": _by_kind(verdicts)},
+        "results": {f"{name},none": value for name, value in (means | by_instruction).items()},
+    }
+
+
+def _by_kind(verdicts: Mapping[str, Sequence[tuple[str, bool]]]) -> dict[str, dict[str, float]]:
+    counts = Counter(name for name, _ in verdicts["strict"])
+    return {
         kind: {
-            "instructions": sum(name == kind for name, _ in verdicts["strict"]),
+            "instructions": count,
             **{grade: _share([pair for pair in pairs if pair[0] == kind]) for grade, pairs in verdicts.items()},
         }
-        for kind in kinds
+        for kind, count in sorted(counts.items())
     }
-    return {**by_prompt, **by_instruction, "by_kind": by_kind}
-
-
-def harness_results(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the four accuracies of `summarise_instructions` as lm-evaluation-harness calls them."""
-    names = [f"{level}_level_{grade}_acc" for level in ("prompt", "inst") for grade in GRADES]
-    return {f"{name},none": value["mean"] if isinstance(value := summary[name], Mapping) else value for name in names}
 
 
 def _share(pairs: Sequence[tuple[str, bool]]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.data.rows import Row as DataRow
 from posttrain.errors import DataError
-from posttrain.evals.instructions import harness_results, instruction_verdicts, summarise_instructions
+from posttrain.evals.instructions import instruction_verdicts, summarise_instructions
 from posttrain.evals.samples import REWARD, Category, Row, Sample, mean_with_interval
 from posttrain.evals.tasks import Task
 from posttrain.records import Completion, Prompt, StopReason
@@ -97,9 +97,11 @@ def as_completion(text: str, tokenizer: Any) -> Completion:
 
 def summarise_scores(rows: Sequence[Row], task: Task, settings: EvalSettings) -> dict[str, Any]:
     """Return what decides the score, what became of instructions, and how the samples stand to the references."""
-    found = summarise_instructions(rows)
-    instructions = {"instructions": found, "results": harness_results(found)} if found else {}
-    return {"scored_by": score_identity(task, settings), **instructions, **summarise_references(rows)}
+    return {
+        "scorer": score_identity(task, settings),
+        **summarise_instructions(rows),
+        **summarise_references(rows),
+    }
 
 
 def summarise_references(rows: Sequence[Row]) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def summarise_references(rows: Sequence[Row]) -> dict[str, Any]:
 def headline(summary: Mapping[str, Any]) -> str:
     """Return the result in one line."""
     mean, low, high = (summary["score"][name] for name in ("mean", "low", "high"))
-    rule = summary["scored_by"]["score"]
+    rule = summary["scorer"]["score"]
     if rule == REWARD:
         found = f"mean score {mean:.3g} (95% CI {low:.3g} to {high:.3g})"
     else:

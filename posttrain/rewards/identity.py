@@ -5,7 +5,7 @@ Floor 3. Two evaluations whose scores come of different identities are not compa
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,21 @@ def reward_identity(settings: ScoredStageSettings) -> dict[str, Any]:
     gate = settings.reward_gate
     counted = {name: weight for name, weight in settings.rewards.items() if weight != 0 or name == gate}
     return {
-        "rewards": counted,
+        **{f"rewards.{name}": weight for name, weight in counted.items()},
         "combination": settings.reward_combination if gate is None else f"{settings.reward_combination} by {gate}",
-        **{f"options of {name}": options for name in counted if (options := _options(settings.reward_options, name))},
+        **{key: value for name in counted for key, value in _options(settings.reward_options, name)},
         **_contents(settings, counted),
         **({"grader_version": GRADER_VERSION} if GOLD_REWARDS & counted.keys() else {}),
     }
 
 
-def _options(options: RewardOptions, name: str) -> dict[str, Any]:
+def _options(options: RewardOptions, name: str) -> Iterator[tuple[str, Any]]:
     if name not in RewardOptions.model_fields:
-        return {}
+        return
     own = getattr(options, name)
-    if name == JUDGE:
-        return dict(own.model_dump(mode="json", include=set(JUDGE_DECIDES)))
-    return dict(own.model_dump(mode="json", exclude_defaults=True))
+    asked = own.model_dump(mode="json", include=set(JUDGE_DECIDES)) if name == JUDGE else {}
+    for key, value in (asked or own.model_dump(mode="json", exclude_defaults=True)).items():
+        yield f"{name}.{key}", value
 
 
 def _contents(settings: ScoredStageSettings, names: Collection[str]) -> dict[str, str]:
