@@ -1,7 +1,7 @@
 """A part of a report: what it found in words, its figures and tables, and its numbers for a program.
 
 Floor 5: knows neither the files that it was made of nor the pages that show it. Texts may be a model's: whoever shows
-them escapes them.
+them escapes them. In findings, notes, captions and `absent`, backticks enclose what can be pasted.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from posttrain.reports.style import Theme
 
+ASKED = ("prompt", "problem", "gold")  # labels of texts that pages put above the others, which stand side by side
 Tone = Literal["better", "worse", "cannot tell", "warning", "note"]
 
 
@@ -39,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A completion to read, with what is known of it: labels and texts, in order."""
+    """A completion to read, or more to compare, with what is known of it: labels and texts, in order."""
 
     title: str
     texts: tuple[tuple[str, str], ...]  # label, text

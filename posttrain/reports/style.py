@@ -175,14 +175,15 @@ def _settings(theme: Theme) -> dict[Any, Any]:
 
 
 def _tidy(text: str, prefix: str = "") -> str:
-    """Drop what no reader of the file needs: metadata, ids without a reference, digits behind a hundredth of a px."""
+    """Drop what no reader needs: metadata, ids without a reference, digits past a hundredth of a px, a font by text."""
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
     referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda i: f' id="{prefix}{i[1]}"' if i[1] in referenced else "", text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", text)
     text = re.sub(r"(?<=[ \"(])-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
     text = re.sub(r'(?<=[ "])(width|height)="([\d.]+)pt"', r'\1="\2"', text)
-    text = text.replace(f"'{FONT}'", FONT_STACK)
+    text = re.sub(r" font-family: [^;]*;| transform=\"rotate\(-?0 [^)]*\)\"", "", text)
+    text = text.replace("</style>", f"text{{font-family: {FONT_STACK}}}</style>")
     return re.sub(r"\n\s*", "\n", text)
 
 
@@ -196,8 +197,3 @@ def _luminance(color: str) -> float:
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def theme_css(theme: Theme) -> str:
-    """Return the declarations of a theme's CSS variables."""
-    return " ".join(f"{name}: {color};" for name, color in theme.variables().items())

@@ -58,7 +58,7 @@ def reliability(bins: Sequence[Bin], *, title: str, subtitle: str = "", error: f
         known = [b for b in bins if b.count and math.isfinite(b.confidence + b.accuracy)]
         if not known:
             return empty_sheet(theme, title=title, subtitle=subtitle)
-        body = 2 * NAME + DIAGRAM + COUNTS + AXIS + AXIS_NAME
+        body = 2 * NAME + DIAGRAM + 6 + COUNTS + AXIS + AXIS_NAME
         sheet = open_sheet(theme, title=title, subtitle=subtitle, body=body)
         start = 0.5 if min(b.confidence for b in known) >= 0.5 else 0.0
         axes = _shares_panel(sheet, "share right", 0, DIAGRAM, start)
@@ -98,7 +98,7 @@ def _shares_panel(sheet: Sheet, name: str, top: float, height: float, start: flo
 
 
 def _bin_counts(sheet: Sheet, theme: Theme, bins: Sequence[Bin], start: float) -> None:
-    axes = _shares_panel(sheet, "pairs", NAME + DIAGRAM, COUNTS, start)
+    axes = _shares_panel(sheet, "pairs", NAME + DIAGRAM + 6, COUNTS, start)
     axes.set_ylim(0, max(b.count for b in bins))
     value_ticks(axes.yaxis, number, 2)
     axes.bar([b.confidence for b in bins], [b.count for b in bins], 0.035 * (1 - start), color=theme.muted)

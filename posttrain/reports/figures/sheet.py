@@ -6,7 +6,7 @@ Floor 5: knows no data. A sheet is as wide as a column of a page and a phone's s
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.reports.figures.labels import SMALL, TEXT, TITLE, fit, spread, text_width, wrap
 from posttrain.reports.style import HACKING_HATCH, PX_PER_INCH, Theme
@@ -112,12 +112,8 @@ def _draw_key(overlay: "Axes", theme: Theme, row: Sequence[tuple[float, KeyEntry
     for x, entry, label in row:
         middle = y - 3.5
         if entry.kind in ("fill", "pale", "hatch"):
-            fill = {"fill": entry.color, "pale": (entry.color, 0.3), "hatch": (entry.color, 0.3)}[entry.kind]
-            hatch = HACKING_HATCH if entry.kind == "hatch" else None
-            edge = entry.color
-            overlay.add_patch(
-                Rectangle((x, y - 8), SAMPLE, 9, facecolor=fill, edgecolor=edge, linewidth=0.8, hatch=hatch)
-            )
+            for look in fills(entry.color, pale=entry.kind != "fill", hatched=entry.kind == "hatch"):
+                overlay.add_patch(Rectangle((x, y - 8), SAMPLE, 9, **look))
         elif entry.kind in ("line", "dashed"):
             style = "-" if entry.kind == "line" else (0, (3, 2))
             overlay.plot([x, x + SAMPLE], [middle, middle], color=entry.color, linestyle=style, linewidth=1.8)
@@ -125,6 +121,16 @@ def _draw_key(overlay: "Axes", theme: Theme, row: Sequence[tuple[float, KeyEntry
             face = entry.color if entry.kind == "dot" else theme.paper
             overlay.plot([x + SAMPLE / 2], [middle], "o", markersize=6.5, color=entry.color, markerfacecolor=face)
         overlay.text(x + SAMPLE + 5, y, label, fontsize=SMALL, color=theme.muted)
+
+
+def fills(color: str, *, pale: bool, hatched: bool) -> list[dict[str, Any]]:
+    """Return the looks of the patches that make a solid, pale or hatched area; hatches need a patch of their own."""
+    looks: list[dict[str, Any]] = [
+        {"facecolor": (color, 0.25) if pale else color, "edgecolor": color, "linewidth": 0.8}
+    ]
+    if hatched:
+        looks.append({"facecolor": "none", "edgecolor": color, "linewidth": 0, "hatch": HACKING_HATCH})
+    return looks
 
 
 def row_panel(

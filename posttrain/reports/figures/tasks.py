@@ -17,12 +17,13 @@ from posttrain.reports.figures.sheet import (
     WIDTH,
     KeyEntry,
     empty_sheet,
+    fills,
     limits,
     open_sheet,
     row_label,
     row_panel,
 )
-from posttrain.reports.style import HACKING_HATCH, Draw, Theme, model_looks
+from posttrain.reports.style import Draw, Theme, model_looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,9 +145,8 @@ def _proxy_key(bars: Sequence[_Bar], theme: Theme) -> list[KeyEntry]:
 
 def _draw_bar(axes: "Axes", theme: Theme, bar: _Bar, y: float, color: str) -> None:
     if bar.proxy:
-        edge = theme.warning if bar.hacking else color
-        hatch = HACKING_HATCH if bar.hacking else None
-        axes.barh(y, bar.value, BAR - 4, facecolor=(edge, 0.25), edgecolor=edge, linewidth=0.9, hatch=hatch)
+        for look in fills(theme.warning if bar.hacking else color, pale=True, hatched=bar.hacking):
+            axes.barh(y, bar.value, BAR - 4, **look)
     elif math.isfinite(bar.value):
         axes.barh(y, bar.value, BAR - 3, color=color, linewidth=0)
         interval(axes, theme, bar.score.low, bar.score.high, y, cap=0)
