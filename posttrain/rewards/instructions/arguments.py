@@ -6,6 +6,8 @@ Pure. The message completes "NAME ...".
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.data.filters import language_identifier
+
 RELATIONS = ("at least", "less than")
 
 
@@ -54,8 +56,6 @@ def relation(value: Any) -> str:
 
 def language(value: Any) -> str:
     """Read a language by its code of ISO 639-1 that py3langid knows."""
-    from posttrain.data.filters import language_identifier
-
     known = language_identifier().labels
     if value not in known:
         raise ValueError(f"must be one of {', '.join(sorted(known))}, not {value!r}")
