@@ -51,6 +51,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         require_gold(rows)
     require_columns(rows, rewards)
     check_judge_calls(settings, len(rows))
+    scorer = scored.score_identity(task, settings) if task.kind == "scored" else None
     answers = scored.reference_texts(rows) if settings.score_reference else {}
     with reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True) as functions:
         loaded = load_model(settings.model, seed=settings.seed, trainable=False)
@@ -87,11 +88,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "grader_version": GRADER_VERSION if task.kind == "mathematics" else None,
         "strict_profile": profile,
         **summarise(found),
-        **(
-            mathematics.summarise_grades(found)
-            if task.kind == "mathematics"
-            else scored.summarise_scores(found, task, settings)
-        ),
+        "scorer": scorer,
+        **(mathematics.summarise_grades(found) if task.kind == "mathematics" else scored.summarise_scores(found)),
         "dropped_rows": len(dropped),
         "scores": rewards,
         "sampling": settings.sampling.model_dump(mode="json"),

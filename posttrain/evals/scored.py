@@ -95,13 +95,9 @@ def as_completion(text: str, tokenizer: Any) -> Completion:
     return Completion(ids, (0.0,) * len(ids), StopReason.EOS, text)
 
 
-def summarise_scores(rows: Sequence[Row], task: Task, settings: EvalSettings) -> dict[str, Any]:
-    """Return what decides the score, what became of instructions, and how the samples stand to the references."""
-    return {
-        "scorer": score_identity(task, settings),
-        **summarise_instructions(rows),
-        **summarise_references(rows),
-    }
+def summarise_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what became of the instructions, and how the samples stand to the references; {} of neither."""
+    return {**summarise_instructions(rows), **summarise_references(rows)}
 
 
 def summarise_references(rows: Sequence[Row]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evals.evaluate import SAMPLES_FILE, SUMMARY_FILE
-from posttrain.evals.instructions import summarise_instructions
 from posttrain.evals.mathematics import summarise_grades
 from posttrain.evals.samples import by_problem, summarise
-from posttrain.evals.scored import summarise_references
+from posttrain.evals.scored import summarise_scores
 from posttrain.runs.directory import EVENTS, METRICS, RESULT
 from posttrain.runs.identity import RUN, SETTINGS
 from posttrain.runs.logs import read_rows
@@ -230,7 +229,7 @@ def _merge(name: str, items: Sequence[_Found]) -> Evaluation:
         for row in item.evaluation.samples
     ]
     summary = {**first.summary, **summarise(rows)}
-    summary |= {**summarise_instructions(rows), **summarise_references(rows)}
+    summary |= summarise_scores(rows)
     summary["num_samples"] = first.summary["num_samples"]
     if "strict" in first.summary:
         grades = summarise_grades(rows)
