@@ -149,8 +149,8 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "change_case:capital_word_frequency",
         {"capital_frequency": 2, "capital_relation": AT_LEAST},
-        ["I SAY so", "WELL-KNOWN U.S. law"],
-        ["I say so", "NASA2a said"],
+        ["I SAY so", "WELL-KNOWN U.S. law", "I'm in the UX/UI team"],
+        ["I say so", "NASA-led team, 42"],
     ),
     (
         "change_case:capital_word_frequency",
