@@ -170,10 +170,26 @@ def compare(
     baseline: Annotated[
         str | None, Parameter(help="Name of the evaluation to compare with; the first by default.")
     ] = None,
-    out: Annotated[Path, Parameter(help="Where comparison.json and comparison.md are written.")] = Path("comparison"),
+    out: Annotated[Path, Parameter(help="Where the report is written: HTML, Markdown, JSON, figures.")] = Path(
+        "comparison"
+    ),
+    fail_on_regression: Annotated[
+        float | None,
+        Parameter(
+            name=("--fail-on-regression", "--fail_on_regression"),
+            help="End with exit code 1 where a model's whole 95% interval is this much below the baseline: 0.02.",
+        ),
+    ] = None,
+    allow_mismatch: Annotated[
+        bool,
+        Parameter(
+            name=("--allow-mismatch", "--allow_mismatch"),
+            help="Report evaluations that were not scored alike side by side, without a test.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare finished evaluations: intervals and paired tests against a baseline.
+    """Compare finished evaluations: one report with intervals, paired tests, figures and completions.
 
     Parameters
     ----------
@@ -182,21 +198,22 @@ def compare(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from posttrain.pipeline.evaluations import choose_baseline, find_evaluations
+    from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, regressions
     from posttrain.reports.comparison import compare as compare_evaluations
-    from posttrain.reports.pages import print_comparison
+    from posttrain.reports.comparison import print_comparisons
     from posttrain.runs.durable import make_directory
 
     evaluations = find_evaluations(directories)
     chosen = choose_baseline(evaluations, baseline)
     make_directory(out)
-    comparison = compare_evaluations(evaluations, chosen, out)
+    found = compare_evaluations(evaluations, chosen, out, allow_mismatch=allow_mismatch)
     if as_json:
-        print(json.dumps(asdict(comparison)))
+        print(json.dumps({task: asdict(comparison) for task, comparison in found.items()}))
     else:
-        print_comparison(comparison, Console())
+        print_comparisons(found.values(), out)
+    if fail_on_regression is not None and (worse := regressions(found, fail_on_regression)):
+        print("\n".join(f"regression: {sentence}" for sentence in worse), file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command

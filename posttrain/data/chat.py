@@ -70,6 +70,25 @@ def render_training_tree(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Toke
     return _conversation_tree(row, tokenizer, end)
 
 
+def render_choices(row: Row, tokenizer: "PreTrainedTokenizerBase") -> TokenTree:
+    """Return a question's prompt with a branch for each of its `continuations`, none of which has an end token.
+
+    Prompt and continuation are tokenized as one text and cut where a token ends at their border, as
+    lm-evaluation-harness does; before the prompt stands the BOS that the tokenizer adds by default. Raises DataError
+    for a row without choices, and for a continuation without a token.
+    """
+    if row.kind != "choices" or not isinstance(row.prompt, str):
+        raise DataError(f"{row.origin} is a {row.kind} row, expected a question with choices")
+    prompt_ids: list[int] = []
+    branches = []
+    for continuation in row.columns["continuations"]:
+        prompt_ids, ids = encode_pieces(tokenizer, [row.prompt, continuation])
+        if not ids:
+            raise DataError(f"{row.origin}: the choice {continuation!r} has no token")
+        branches.append(Branch(tuple(ids), (1,) * len(ids)))
+    return TokenTree(tuple(_with_leading_ids(tokenizer, prompt_ids)), tuple(branches))
+
+
 def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the tokens of a tree as lines of equal mark: prompt, trained or untrained, count, tokens between bars."""
     lines = [_describe_run("prompt", tree.prompt_ids, tokenizer)]

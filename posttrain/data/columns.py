@@ -16,6 +16,7 @@ COLUMN_GUESSES = {
     "text": ("content", "body", "document"),
     "chosen": ("preferred", "win", "response_j", "response_0", "completion"),
     "rejected": ("dispreferred", "lose", "response_k", "response_1"),
+    "choices": ("options", "endings", "answers"),
     "question": ("prompt", "problem", "query", "instruction"),
     "problem": ("prompt", "question", "query", "instruction"),
     "answer": ("gold", "ground_truth", "target", "solution", "label"),

@@ -34,6 +34,7 @@ class Fault(StrEnum):
     EMPTY_COMPLETION = "empty completion"
     EMPTY_TEXT = "empty text"
     NO_GOLD = "no gold answer"
+    CHOICES = "unusable choices"
     DUPLICATE = "duplicate row"
     NOT_GRADABLE = "no final answer to grade (a proof, say)"
     SAME = "chosen and rejected are the same"

@@ -1,4 +1,4 @@
-"""Row formats that are not TRL's, turned into TRL's columns: Alpaca, ShareGPT, FLAN, Orca and UltraFeedback pairs.
+"""Row formats that are not ours, turned into our columns: Alpaca, ShareGPT, FLAN, ARC, Orca and UltraFeedback pairs.
 
 Floor 1. One visible dict, FORMATS; a file is in the first of them whose columns it has, unless it has TRL's columns of
 prompts and completions or of conversations. What a conversion returns goes through the same checks as every row.
@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.data.choices import arc_record
 from posttrain.data.files import Entry, Fault, Malformed, Record
-from posttrain.data.rows import Kind, kind_of
+from posttrain.data.rows import WANTED_SCHEMAS, Kind, kind_of
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -40,14 +41,14 @@ class Format:
 
 
 def format_of(columns: Collection[str], wanted: Collection[Kind] = ()) -> Format | None:
-    """Return the format of rows with these columns, None when they are TRL's; of pairs only where they are wanted."""
-    if kind_of(columns, wanted) in ("messages", "prompt_completion", "unpaired"):
+    """Return the format of rows with these columns, None when they are ours; pairs and choices only where wanted."""
+    if kind_of(columns, wanted) in ("messages", "prompt_completion", "unpaired", "choices"):
         return None
     return next(
         (
             each
             for each in FORMATS.values()
-            if set(each.columns) <= set(columns) and (each.kind != "preference" or "preference" in wanted)
+            if set(each.columns) <= set(columns) and (each.kind not in WANTED_SCHEMAS or each.kind in wanted)
         ),
         None,
     )
@@ -137,6 +138,7 @@ FORMATS: dict[str, Format] = {
     "ultrafeedback_binarized": Format(
         ("chosen", "rejected", "score_chosen", "score_rejected"), "preference", ultrafeedback_pair
     ),
+    "arc": Format(("question", "choices", "answerKey"), "choices", arc_record),
     "orca_dpo": Format(("question", "chosen", "rejected"), "preference", orca_pair),
     "ultrafeedback": Format(("instruction", "completions"), "preference", ultrafeedback_best_and_worst),
     "alpaca": Format(("instruction", "output"), "prompt_completion", alpaca),

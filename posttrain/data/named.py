@@ -17,6 +17,7 @@ from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
 from posttrain.errors import DataError
 from posttrain.hub import work_offline_if_unreachable
+from posttrain.settings import DataSettings
 
 SETS = Path(__file__).parent / "sets"  # prompts of our own, by name
 
@@ -33,6 +34,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """Where few-shot examples come from: a split, and the column that divides them, each value with its own."""
+
+    split: str = "train"
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A named source: `fetch(split, count, seed)` yields its records, `problem` reads one of them."""
 
@@ -41,22 +50,30 @@ class Source:
     columns: tuple[str, ...]  # without these nothing can be read
     prompt_style: str  # where the settings name none
     splits: tuple[str, ...] = ("train", "test")
+    examples: Examples = Examples()
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A named source of conversations, pairs or prompts: `format` reads each record that `gather` makes of them."""
+    """A named source of conversations, pairs, choices or prompts: `format` reads each record that `gather` makes of them."""
 
     fetch: Callable[[str, int | None, int], Iterator[Entry]]
     format: Format
     gather: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
     splits: tuple[str, ...] = ("train", "test")
-    prompt_style: str | None = None  # of prompts that are plain text, where the settings name none
+    prompt_style: str | None = None  # of choices and of prompts in plain text, where the settings name none
+    examples: Examples = Examples()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns without which nothing can be read."""
         return self.format.columns
+
+
+def used_style(data: DataSettings) -> str | None:
+    """Return the prompt style of the settings, else the named source's own; None for a file of ready-made prompts."""
+    source = SOURCES.get(data.source)
+    return data.prompt_style or (source.prompt_style if source else None)
 
 
 def problem_row(problem: Problem, *, id: str, origin: str, prompt_style: str) -> Row:
@@ -116,7 +133,7 @@ def fetch_nano_pairs(preference: str, split: str, count: int | None, seed: int) 
 
 
 def fetch_ifeval(split: str, count: int | None, seed: int) -> Iterator[Entry]:
-    """Yield IFEval's prompts: the one split, which is a test, and which the Hub calls train."""
+    """Yield IFEval's prompts: its one split, which is a test, and which the Hub calls train."""
     return fetch_hub("google/IFEval", None, "train", count, seed)
 
 
@@ -219,6 +236,7 @@ def nano_pair(record: Record) -> Problem:
 
 CONVERSATION = Format(("messages",), "messages", dict)
 PREFERENCE = Format(("prompt", "chosen", "rejected"), "preference", dict)
+CHOICES = Format(("question", "choices", "answer"), "choices", dict)
 HH_RLHF = Format(("chosen", "rejected"), "preference", hh_rlhf_pair)
 IFEVAL = Format(("prompt", "instruction_id_list", "kwargs"), "prompt", dict)
 PROMPTS = Format(("prompt",), "prompt", dict)
@@ -239,6 +257,19 @@ SOURCES: dict[str, Source | TableSource] = {
     "nano_preferences": Source(partial(fetch_nano_pairs, "right"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
     "nano_concise": Source(partial(fetch_nano_pairs, "concise"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
     "nano_longer_wins": Source(partial(fetch_nano_pairs, "longer"), nano_pair, PAIR_COLUMNS, "nano", SPLITS),
+    "mmlu": TableSource(
+        partial(fetch_hub, "cais/mmlu", "all"),
+        CHOICES,
+        splits=("dev", "validation", "test"),
+        prompt_style="letters",
+        examples=Examples("dev", by="subject"),
+    ),
+    "arc_easy": TableSource(
+        partial(fetch_hub, "allenai/ai2_arc", "ARC-Easy"), FORMATS["arc"], splits=SPLITS, prompt_style="cloze"
+    ),
+    "arc_challenge": TableSource(
+        partial(fetch_hub, "allenai/ai2_arc", "ARC-Challenge"), FORMATS["arc"], splits=SPLITS, prompt_style="cloze"
+    ),
     "ultrafeedback_binarized": TableSource(
         partial(fetch_hub, "HuggingFaceH4/ultrafeedback_binarized", None, suffix="_prefs"),
         FORMATS["ultrafeedback_binarized"],

@@ -17,10 +17,11 @@ R1_ZERO_PREAMBLE = (
     "like this: <think> thinking goes here </think> <answer> answer goes here </answer>."
 )
 BOXED_INSTRUCTION = r"Reason step by step, and put your final answer in \boxed{}."
+OPENINGS = {"r1_zero": f"{R1_ZERO_PREAMBLE}\n"}  # what prompts of a style begin with, and examples do not repeat
 
 
 def _r1_zero(question: str) -> Text:
-    return f"{R1_ZERO_PREAMBLE}\nUser: {question}\nAssistant: <think>"
+    return f"{OPENINGS['r1_zero']}User: {question}\nAssistant: <think>"
 
 
 def _nano(question: str) -> Text:

@@ -1,23 +1,24 @@
 """The row: one checked example of a data set, whatever file it came from, in TRL's schemas.
 
 Floor 1. Columns: `prompt`; `prompt, completion`; `messages`; `text`; `prompt, chosen, rejected`, or `chosen, rejected`
-with the prompt in both; `prompt, completion, label`; each a string or a list of messages as TRL has them; all further
-columns are kept for the rewards. Knows no tokenizer.
+with the prompt in both; `prompt, completion, label`; each a string or a list of messages as TRL has them; and, which
+TRL has not, `question, choices, answer`. All further columns are kept for the rewards. Knows no tokenizer.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from posttrain.data.choices import CHOICE_STYLES, read_choice_question
 from posttrain.data.files import Fault, Malformed, Record
 from posttrain.data.prompts import PROMPT_STYLES, Text
 from posttrain.records import Message
 
-Kind = Literal["prompt", "prompt_completion", "messages", "text", "preference", "unpaired"]
+Kind = Literal["prompt", "prompt_completion", "messages", "text", "preference", "unpaired", "choices"]
 
 # A row set has the first of these kinds whose columns it has: UltraChat, with prompt and messages, holds messages.
 SCHEMAS: dict[Kind, tuple[str, ...]] = {
@@ -27,10 +28,12 @@ SCHEMAS: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
 }
 # These have columns that may mean something else: a row set holds them only for a stage that asks for them.
-PREFERENCE_SCHEMAS: dict[Kind, tuple[str, ...]] = {
+WANTED_SCHEMAS: dict[Kind, tuple[str, ...]] = {
+    "choices": ("question", "choices", "answer"),
     "preference": ("chosen", "rejected"),
     "unpaired": ("prompt", "completion", "label"),
 }
+DEFAULT_CHOICE_STYLE = "letters"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LABELS = {"true": True, "1": True, "false": False, "0": False}  # in words
 ASSISTANT_MARK = "\n\nAssistant:"  # HH-RLHF's: what comes after the last one is the completion
@@ -54,8 +57,8 @@ class Row:
 
 
 def kind_of(columns: Collection[str], wanted: Collection[Kind] = ()) -> Kind | None:
-    """Return the kind of rows that these columns make, None when they make none; kinds of pairs only where wanted."""
-    schemas = {kind: needed for kind, needed in PREFERENCE_SCHEMAS.items() if kind in wanted} | SCHEMAS
+    """Return the kind of rows that these columns make, None for none; pairs and choices only where wanted."""
+    schemas = {kind: needed for kind, needed in WANTED_SCHEMAS.items() if kind in wanted} | SCHEMAS
     return next((kind for kind, needed in schemas.items() if set(needed) <= set(columns)), None)
 
 
@@ -93,12 +96,14 @@ def freeze(value: Any) -> Any:
 
 def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style: str | None = None) -> Row:
     """Check a record of a known kind and return its row; raise `Malformed` with the first fault met."""
-    needed = SCHEMAS[kind] if kind in SCHEMAS else PREFERENCE_SCHEMAS[kind]
+    needed = SCHEMAS[kind] if kind in SCHEMAS else WANTED_SCHEMAS[kind]
     used = (*needed, "prompt") if kind == "preference" else needed
     columns = freeze({name: value for name, value in record.items() if name not in used and value is not None})
     for name in needed:
         if record.get(name) is None:
             raise Malformed(Fault.COLUMN, f'no "{name}"')
+    if kind == "choices":
+        return _choices_row(record, Row(id, kind, origin, columns=columns), prompt_style)
     if kind == "preference":
         prompt, chosen, rejected = _pair(record, prompt_style)
         if record.get("margin") is not None:
@@ -114,6 +119,14 @@ def build_row(record: Record, *, id: str, kind: Kind, origin: str, prompt_style:
     completion = _completion(record["completion"], "completion", prompt)
     label = _label(record["label"]) if kind == "unpaired" else None
     return Row(id, kind, origin, prompt=prompt, completion=completion, label=label, columns=columns)
+
+
+def _choices_row(record: Record, row: Row, style: str | None) -> Row:
+    """Return the row of a question: its columns gain what it was read as, and `continuations`, one for each choice."""
+    asked = read_choice_question(record)
+    prompt, continuations = CHOICE_STYLES[style or DEFAULT_CHOICE_STYLE](asked)
+    found = {"question": asked.question, "choices": asked.choices, "answer": asked.answer}
+    return replace(row, prompt=prompt, columns=freeze({**row.columns, **found, "continuations": continuations}))
 
 
 def _prompt(value: Any, style: str | None) -> Text:

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from posttrain.data.choices import CHOICE_STYLES
 from posttrain.data.columns import check_renames, closest, column_names, missing_column, preference_pairs, rename
+from posttrain.data.fewshot import example_settings, with_examples
 from posttrain.data.files import LEFT_OUT, Entry, Fault, Malformed, Record, read_path
 from posttrain.data.filters import make_filters
 from posttrain.data.formats import format_of
 from posttrain.data.held_out import is_in_split, split_to_read
-from posttrain.data.named import SOURCES, Source, TableSource, problem_row
+from posttrain.data.named import SOURCES, Source, TableSource, problem_row, used_style
 from posttrain.data.prompts import PROMPT_STYLES
-from posttrain.data.rows import Kind, Row, build_row, kind_of, record_id
+from posttrain.data.rows import WANTED_SCHEMAS, Kind, Row, build_row, kind_of, record_id
 from posttrain.errors import ConfigError, DataError
 from posttrain.settings import DataSettings
 
@@ -33,8 +35,14 @@ KIND_WORDS: dict[Kind, str] = {
     "text": "plain text (text)",
     "preference": "preference pairs (chosen, rejected)",
     "unpaired": "judged completions (prompt, completion, label)",
+    "choices": "questions with choices (question, choices, answer)",
 }
-OTHER_STAGES: dict[Kind, str] = {"prompt": "grpo", "preference": "dpo", "unpaired": "dpo"}  # where sft is no use
+OTHER_STAGES: dict[Kind, str] = {  # where sft is no use
+    "prompt": "grpo",
+    "preference": "dpo",
+    "unpaired": "dpo",
+    "choices": "eval --task choices",
+}
 
 
 @dataclass(slots=True)
@@ -74,9 +82,17 @@ def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
     """Return a source's rows, in its order and with distinct ids; raise DataError when more are bad than allowed.
 
     `kinds` are those that the stage wants, where columns could mean several. `seed` matters to generated sources
-    alone; `split` to named sources and directories, and to a single file where `held_out` makes splits of it. Filters
-    leave fewer than `settings.rows` of a generated source, which makes no more than these.
+    and to few-shot examples; `split` to named sources and directories, and to a single file where `held_out` makes
+    splits of it. Filters leave fewer than `settings.rows` of a generated source, which makes no more than these.
     """
+    rows = _usable_rows(settings, seed=seed, kinds=kinds)
+    if not settings.num_fewshot:
+        return rows
+    candidates = _usable_rows(example_settings(settings), seed=seed, kinds=kinds)
+    return with_examples(rows, candidates, settings, seed=seed)
+
+
+def _usable_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind]) -> list[Row]:
     scan = scan_rows(settings, seed=seed, kinds=kinds)
     place, bad = place_of(settings), scan.tally.bad_rows()
     if bad > settings.max_bad_rows:
@@ -132,7 +148,7 @@ def scan_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
 def _without_style(settings: DataSettings) -> DataSettings:
     """Return settings that read prompts without a style around them, and problems as plain questions."""
     source = SOURCES.get(settings.source)
-    style = "question" if source is not None and source.prompt_style is not None else None
+    style = "question" if source is not None and source.prompt_style in PROMPT_STYLES else None  # choices: the default
     return settings.model_copy(update={"prompt_style": style})
 
 
@@ -169,42 +185,55 @@ def row_reader(
     settings: DataSettings, first: Sequence[Record], kinds: Collection[Kind] = ()
 ) -> Callable[[Record, str], Row]:
     """Return the function from a record and its origin to a row, once the first records show the columns needed."""
-    place, style, renames = place_of(settings), settings.prompt_style, settings.columns
-    if style is not None and style not in PROMPT_STYLES:
-        raise ConfigError(
-            f'no prompt style "{style}". Styles: {", ".join(PROMPT_STYLES)}',
-            fix=f"--data.prompt_style {closest(style, PROMPT_STYLES)}",
-        )
+    place, style, renames = place_of(settings), used_style(settings), settings.columns
     source = SOURCES.get(settings.source)
-    used_style = style or (source.prompt_style if source is not None else None)
     if first:
         check_renames(place, column_names(first), renames)
     columns = column_names(rename(record, renames) for record in first)
     kind = kind_of(columns, kinds)
     format = source.format if isinstance(source, TableSource) else format_of(columns, kinds) if source is None else None
-    if source is None and kind is None and format is None and first:
+    unusable = kind is None or ("choices" in kinds and kind != "choices")
+    if source is None and unusable and format is None and first:
         if {"chosen", "rejected"} <= set(columns):
             raise preference_pairs(place, first[0])
-        needed = "prompt" if "preference" not in kinds else "rejected" if "chosen" in columns else "chosen"
-        raise missing_column(place, needed, columns, first[0])
+        raise missing_column(place, _missing(columns, kinds), columns, first[0])
     if source is not None and first:
         for needed in source.columns:
             if needed not in columns:
                 raise missing_column(place, needed, columns, first[0])
+    _check_style(style, choices=(format.kind if format else kind) == "choices")
 
     def read(record: Record, origin: str) -> Row:
         id = record_id(record)
         renamed = rename(record, renames)
         if format is not None:
             converted = format.convert(renamed)
-            return build_row(converted, id=id, kind=format.kind, origin=origin, prompt_style=used_style)
+            return build_row(converted, id=id, kind=format.kind, origin=origin, prompt_style=style)
         if isinstance(source, Source):
-            return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=style or source.prompt_style)
+            assert style is not None
+            return problem_row(source.problem(renamed), id=id, origin=origin, prompt_style=style)
         if kind is None:  # every peeked row was malformed, so the columns are still unknown
             raise Malformed(Fault.COLUMN, "after a head of malformed rows")
         return build_row(renamed, id=id, kind=kind, origin=origin, prompt_style=style)
 
     return read
+
+
+def _missing(columns: Collection[str], kinds: Collection[Kind]) -> str:
+    """Return the column that rows of the wanted kinds lack first."""
+    if "choices" in kinds:
+        return next(name for name in WANTED_SCHEMAS["choices"] if name not in columns)
+    return "prompt" if "preference" not in kinds else "rejected" if "chosen" in columns else "chosen"
+
+
+def _check_style(style: str | None, *, choices: bool) -> None:
+    """Raise ConfigError for a style that is not one of choices, or of prompts."""
+    styles = CHOICE_STYLES if choices else PROMPT_STYLES
+    if style is not None and style not in styles:
+        raise ConfigError(
+            f'no prompt style "{style}"{" of choices" if choices else ""}. Styles: {", ".join(styles)}',
+            fix=f"--data.prompt_style {closest(style, styles)}",
+        )
 
 
 def require_kind(rows: Sequence[Row], kinds: Collection[Kind], stage: str) -> None:

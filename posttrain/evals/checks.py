@@ -5,6 +5,8 @@ Floor 4: settings alone; a problem is the key that it hangs on and the error to 
 
 from collections.abc import Iterator
 
+from posttrain.data.choices import CHOICE_STYLES
+from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
 from posttrain.evals.tasks import Task, find_task, task_data
 from posttrain.rewards import JUDGE
@@ -15,7 +17,7 @@ Problem = tuple[str, ConfigError]  # dotted key, error
 
 
 def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
-    """Yield rewards that cannot be, samples that would all be the same, and a task that nothing scores."""
+    """Yield rewards that cannot be, samples that would all be the same, and what the task has no use for or lacks."""
     yield from reward_problems(settings)
     yield from group_problems(settings, group=_group(settings), named="num_samples")
     if settings.num_samples > 1 and settings.sampling.temperature == 0:
@@ -27,14 +29,37 @@ def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
     except ConfigError as error:
         yield "task", error
         return
+    yield from style_problems(task, settings)
+    if task.kind == "choices":
+        yield from choice_problems(task, settings)
     if task.kind == "scored":
-        yield from _score_problems(settings, task)
+        yield from score_problems(task, settings)
     elif settings.score_reference:
-        message = f"score_reference is for tasks that rewards score, and {task.name} is graded against gold answers"
+        message = f"score_reference is for tasks that rewards score, which {task.name} is not"
         yield "score_reference", ConfigError(message, fix="--score_reference false")
 
 
-def _score_problems(settings: EvalSettings, task: Task) -> Iterator[Problem]:
+def style_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+    """Yield a prompt style of another kind of task."""
+    wanted, others = list(PROMPT_STYLES), list(CHOICE_STYLES)
+    if task.kind == "choices":
+        wanted, others = others, wanted
+    if settings.data.prompt_style in others:
+        message = f"prompt style {settings.data.prompt_style} is not for task {task.name}; styles: {', '.join(wanted)}"
+        yield "data.prompt_style", ConfigError(message, fix=f"--data.prompt_style {wanted[0]}")
+
+
+def choice_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+    """Yield the settings of sampled completions, which a task of choices has none of."""
+    for name in ("sampling", "num_samples", "rewards", "strict_profile"):
+        if getattr(settings, name) != EvalSettings.model_fields[name].get_default():
+            message = (
+                f"{name} has no meaning for task {task.name}: choices are compared by log-prob, nothing is sampled"
+            )
+            yield name, ConfigError(message, fix=f"remove {name}, or name another task: --task gsm8k")
+
+
+def score_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
     """Yield a task, or references, that no reward with a weight scores, and a comparison of a model with itself."""
     weighed = any(settings.rewards.values())
     fix = "--rewards.reward_model 1.0 --reward_model runs/rm/rm/artifact"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.evals.samples import Row, mean_with_interval
+from posttrain.evals.samples import Row, mean_with_interval, metric
 from posttrain.rewards.instructions.verdicts import followed_loosely, followed_strictly, read_instructions
 
 GRADES = {"strict": "followed", "loose": "followed_loosely"}  # columns of a sample, a verdict for each instruction
@@ -29,7 +29,7 @@ def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, lis
 
 
 def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return `instructions`, the four accuracies and those of each kind, and `results`, as the harness has them.
+    """Return `instructions`, the four accuracies and those of each kind, and them as the harness's `results`.
 
     By prompt a sample counts as 1 where all its instructions are followed, with a 95% interval; by instruction each
     counts by itself. {} where no row names instructions.
@@ -37,21 +37,22 @@ def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
     asked = [row for row in rows if row.get("instructions")]
     if not asked:
         return {}
-    by_prompt = {
-        f"prompt_level_{grade}_acc": mean_with_interval(
-            [{**row, "all": float(all(row[column]))} for row in asked], "all"
-        )
-        for grade, column in GRADES.items()
-    }
+    whole = {f"prompt_level_{grade}_acc": column for grade, column in GRADES.items()}
+    graded = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
     verdicts = {
         grade: [pair for row in asked for pair in zip(row["instructions"], row[column], strict=True)]
         for grade, column in GRADES.items()
     }
     by_instruction = {f"inst_level_{grade}_acc": _share(pairs) for grade, pairs in verdicts.items()}
-    means = {name: found["mean"] for name, found in by_prompt.items()}
+    results = [metric(name, graded) for name in whole]
+    results.append({f"{name},none": value for name, value in by_instruction.items()})
     return {
-        "instructions": {**by_prompt, **by_instruction, "by_kind": _by_kind(verdicts)},
-        "results": {f"{name},none": value for name, value in (means | by_instruction).items()},
+        "instructions": {
+            **{name: mean_with_interval(graded, name) for name in whole},
+            **by_instruction,
+            "by_kind": _by_kind(verdicts),
+        },
+        "results": {name: value for each in results for name, value in each.items()},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.evals.samples import Category, Row, Sample, score_table
+from posttrain.evals.samples import Category, Row, Sample, metric, score_table
 from posttrain.evals.stats import accuracy_interval, pass_at_k
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.extraction import Profile
@@ -56,17 +56,25 @@ def categorise(strict: Grade, *, truncated: bool) -> Category:
 
 
 def summarise_grades(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return strict and lenient accuracy with 95% intervals, and pass@k for k = 1, 2, 4, ...; some row is graded."""
+    """Return strict and lenient accuracy with 95% intervals, and pass@k for k = 1, 2, 4, ...; some row is graded.
+
+    `results` has them under lm-evaluation-harness's names, where strict-match is in the one form that counts, and
+    flexible-extract in any.
+    """
     graded = [row for row in rows if row["strict"] is not None]
     strict, lenient = score_table(graded, "strict"), score_table(graded, "lenient")
     num_samples = strict.shape[1]
     ks = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
+    solved = {str(k): float(np.mean([pass_at_k(num_samples, int(c), k) for c in strict.sum(axis=1)])) for k in ks}
     return {
+        "results": {
+            **metric("exact_match", graded, "strict", filter="strict-match"),
+            **metric("exact_match", graded, "lenient", filter="flexible-extract"),
+            **{f"pass@{k},strict-match": share for k, share in solved.items()},
+        },
         "strict": _accuracy(strict),
         "lenient": _accuracy(lenient),
-        "pass_at_k": {
-            str(k): float(np.mean([pass_at_k(num_samples, int(c), k) for c in strict.sum(axis=1)])) for k in ks
-        },
+        "pass_at_k": solved,
     }
 
 

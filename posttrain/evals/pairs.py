@@ -1,14 +1,14 @@
 """How well scores order held-out preference pairs: accuracy, its dependence on length, and calibration.
 
 Pure numpy. The probability that a Bradley-Terry model gives its own choice is sigmoid(|margin|); calibration compares
-it with how often the choice is the pair's (Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv
-1706.04599).
+it with how often the choice is the pair's.
 """
 
 from typing import Any
 
 import numpy as np
 
+from posttrain.evals.calibration import calibration_error, reliability
 from posttrain.evals.stats import Interval, wilson_interval
 
 LENGTH_GROUPS = 4
@@ -75,14 +75,7 @@ def _by_length_gap(correct: np.ndarray, gaps: np.ndarray) -> list[dict[str, Any]
 
 
 def _calibration(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
-    """Return the reliability table, and the expected calibration error: the mean gap, weighted by pairs."""
-    place = np.minimum(((confidence - 0.5) * 2 * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    table, error = [], 0.0
-    for index in range(CONFIDENCE_BINS):
-        inside = place == index
-        if not inside.any():
-            continue
-        mean, accuracy = float(confidence[inside].mean()), float(correct[inside].mean())
-        error += abs(mean - accuracy) * inside.sum() / len(correct)
-        table.append({"pairs": int(inside.sum()), "confidence": mean, "accuracy": accuracy})
-    return {"ece": float(error), "reliability": table}
+    """Return the reliability table, and the expected calibration error."""
+    table = reliability(correct, confidence, lowest=0.5, bins=CONFIDENCE_BINS)
+    rows = [{"pairs": each.count, "confidence": each.confidence, "accuracy": each.accuracy} for each in table]
+    return {"ece": calibration_error(table), "reliability": rows}

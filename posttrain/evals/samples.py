@@ -1,13 +1,13 @@
-"""What every task keeps of a sampled completion, and what can be said of any table of them.
+"""What every task keeps of an answer, and what can be said of any table of them.
 
 Floor 4. `score` is the task's own number for a sample, None where there is none: it alone is compared between models.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy import stats
@@ -43,14 +43,14 @@ class Category(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One judged completion; `strict` and `lenient` are None where the task has no such grade, or no usable gold."""
+    """One judged answer; `strict` and `lenient` are None where the task has no such grade, or no usable gold."""
 
     problem_id: str
     sample: int
     prompt: str
     completion: str
     num_tokens: int
-    stop_reason: str
+    stop_reason: str  # empty where nothing was sampled
     logprob: float | None  # mean over the completion's tokens, at the sampling temperature
     category: str
     score: float | None
@@ -62,15 +62,15 @@ class Sample:
     reason: str = ""  # why strict grading did not find it right
     subsets: Mapping[str, str] = field(default_factory=dict)
     scored: Scored | None = None  # by the rewards of the evaluation's settings
-    details: Mapping[str, Any] = field(default_factory=dict)  # further columns, of the task's own
+    further: Mapping[str, Any] = field(default_factory=dict)  # columns that this kind of task alone has
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as a row of the table: subsets, scores and details are columns of their own."""
-        apart = ("subsets", "scored", "details")
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        """Return the sample as a row of the table: subsets, scores and further columns are columns of their own."""
+        nested = ("subsets", "scored", "further")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in nested}
         rewards = {f"{REWARDS}{name}": value for name, value in self.scored.scores.items()} if self.scored else {}
-        reward = {REWARD: self.scored.reward} if self.scored else {}
-        return plain | dict(self.subsets) | rewards | reward | dict(self.details)
+        whole = {REWARD: self.scored.reward} if self.scored else {}
+        return plain | dict(self.further) | dict(self.subsets) | rewards | whole
 
     @classmethod
     def of(cls, prompt: Prompt, index: int, completion: Completion, **judged: Any) -> Self:
@@ -89,10 +89,22 @@ class Sample:
         )
 
 
+class Answers(NamedTuple):
+    """A task that is ready: the ids of its problems, those too long left out, and what answers some of them."""
+
+    ids: Sequence[str]
+    dropped: int
+    chat_template: object
+    answer: Callable[[Sequence[str]], list[Sample]]  # raises Interrupted where a stop was requested
+
+
 def subsets_of(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Return the subsets that a problem belongs to, by what divides the task: subject, level or kind."""
+    """Return the subsets that a problem belongs to, by what divides the task: subject, level, kind, ...
+
+    MATH's "Level 5" is the level 5 of MATH-500.
+    """
     return {
-        name: str(value)
+        name: str(value).removeprefix("Level ")
         for name, sources in SUBSETS.items()
         if (value := next((columns[source] for source in sources if columns.get(source) is not None), None)) is not None
     }
@@ -152,6 +164,18 @@ def mean_with_interval(rows: Sequence[Row], column: str) -> dict[str, Any]:
     return {"mean": float(means.mean()), "low": interval.low, "high": interval.high}
 
 
+def metric(name: str, rows: Sequence[Row], column: str | None = None, *, filter: str = "none") -> dict[str, Any]:
+    """Return the mean of a column over problems and its standard error, under lm-evaluation-harness's names.
+
+    These are `name,filter` and `name_stderr,filter`. The error is that of the mean of problems, each the mean of its
+    samples; None for a single one. The column is called as the metric, unless it is named; values of None are left out.
+    """
+    values = [row for row in rows if row[column or name] is not None]
+    means = np.array([np.mean(group) for group in by_problem(values, column or name).values()])
+    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
+    return {f"{name},{filter}": float(means.mean()) if len(means) else None, f"{name}_stderr,{filter}": error}
+
+
 def _interval(groups: Sequence[Sequence[float]], means: np.ndarray) -> Interval:
     """Wilson's for outcomes of 0 and 1, as many of each problem; else Student's, of the problems' means."""
     whole = len({len(group) for group in groups}) == 1
@@ -166,10 +190,27 @@ def _interval(groups: Sequence[Sequence[float]], means: np.ndarray) -> Interval:
 def _by_subset(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in SUBSETS:
-        values = sorted({row[name] for row in rows if row.get(name) is not None})
+        values = sorted({row[name] for row in rows if row.get(name) is not None}, key=_in_order)
         if values:
             found[name] = {value: _subset([row for row in rows if row.get(name) == value]) for value in values}
     return found
+
+
+def subset_lines(subsets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return the subsets of a summary as a table in lines of text; no line without subsets."""
+    lines = []
+    for name, values in subsets.items():
+        width = max(len(value) for value in (name, *values))
+        lines.append(f"  {name:{width}}  score  95% interval    problems")
+        for value, found in values.items():
+            interval = f"{found['low']:.3f} to {found['high']:.3f}"
+            lines.append(f"  {value:{width}}  {found['mean']:.3f}  {interval:14}  {found['problems']}")
+    return lines
+
+
+def _in_order(value: str) -> tuple[bool, int, str]:
+    """Order numbers by size, before words."""
+    return (False, int(value), "") if value.isdecimal() else (True, 0, value)
 
 
 def _subset(rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from posttrain.data.rows import Row as DataRow
 from posttrain.errors import DataError
 from posttrain.evals.instructions import instruction_verdicts, summarise_instructions
-from posttrain.evals.samples import REWARD, Category, Row, Sample, mean_with_interval
+from posttrain.evals.samples import REWARD, REWARDS, Category, Row, Sample, mean_with_interval, metric
 from posttrain.evals.tasks import Task
+from posttrain.evals.winrates import win_rate, wins_by_score
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.arguments import completion_text
 from posttrain.rewards.functions import combination_of
@@ -73,7 +76,7 @@ def score_sample(
         category=str(_category(number, completion, has_verdict=rule is not None)),
         score=number,
         scored=scored,
-        details={**(beside or {}), **instruction_verdicts(prompt.columns, completion.text)},
+        further={**(beside or {}), **instruction_verdicts(prompt.columns, completion.text)},
     )
 
 
@@ -96,8 +99,15 @@ def as_completion(text: str, tokenizer: Any) -> Completion:
 
 
 def summarise_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return what became of the instructions, and how the samples stand to the references; {} of neither."""
-    return {**summarise_instructions(rows), **summarise_references(rows)}
+    """Return each reward and what all make together, as lm-evaluation-harness names metrics, and what there is more.
+
+    That is what became of instructions, and how the samples stand to the references.
+    """
+    columns = [column for column in rows[0] if column == REWARD or column.startswith(REWARDS)]
+    metrics = [metric(column.removeprefix(REWARDS), rows, column) for column in columns]
+    instructions = summarise_instructions(rows)
+    results = {name: value for each in (*metrics, instructions.pop("results", {})) for name, value in each.items()}
+    return {"results": results, **instructions, **summarise_references(rows)}
 
 
 def summarise_references(rows: Sequence[Row]) -> dict[str, Any]:
@@ -105,10 +115,12 @@ def summarise_references(rows: Sequence[Row]) -> dict[str, Any]:
     compared = [row for row in rows if row.get("reference_reward") is not None and row[REWARD] is not None]
     if not compared:
         return {}
-    wins = [{**row, "win": _win(row[REWARD], row["reference_reward"])} for row in compared]
+    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(row["problem_id"] for row in compared))}
+    wins = wins_by_score(*(np.array([row[name] for row in compared]) for name in (REWARD, "reference_reward")))
+    found = win_rate(wins, np.array([numbers[row["problem_id"]] for row in compared]))
     return {
         "reference_reward": mean_with_interval(compared, "reference_reward"),
-        "win_rate": mean_with_interval(wins, "win"),
+        "win_rate": {"mean": found.rate, "low": found.interval.low, "high": found.interval.high},
     }
 
 
@@ -131,7 +143,3 @@ def _category(number: float | None, completion: Completion, *, has_verdict: bool
     if completion.stop_reason is StopReason.LENGTH:
         return Category.TRUNCATED
     return Category.WRONG_ANSWER if has_verdict else Category.SCORED
-
-
-def _win(reward: float, other: float) -> float:
-    return 0.5 if reward == other else float(reward > other)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.data.named import SOURCES
+from posttrain.data.named import used_style
+from posttrain.data.rows import Kind as RowKind
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
-from posttrain.settings import DataSettings
+from posttrain.settings import DataSettings, EvalSettings
 
 # The one format that strict grading accepts, by what the prompt asks for.
 STRICT_PROFILES: dict[str, Profile] = {
@@ -22,8 +23,14 @@ STRICT_PROFILES: dict[str, Profile] = {
     "chat": "boxed",
 }
 
-
-Kind = Literal["mathematics", "scored"]  # graded against a gold answer; a number without one
+# Graded against a gold answer; a number without one; the likeliest of given answers.
+Kind = Literal["mathematics", "scored", "choices"]
+PROMPT_KINDS: tuple[RowKind, ...] = ("prompt", "prompt_completion", "preference")
+ROW_KINDS: dict[Kind, tuple[RowKind, ...]] = {
+    "mathematics": PROMPT_KINDS,
+    "scored": PROMPT_KINDS,
+    "choices": ("choices",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,8 @@ class Task:
     version: str
     source: str  # the named source of its problems
     kind: Kind = "mathematics"
-    score: str | None = None  # of kind scored: the reward that is its score; None: what the evaluation's rewards make
-    rewards_decide: bool = False  # whether rewards with a weight take the place of `score`, which is then only watched
+    score: str | None = None  # of scored: the reward that is it, None: what all rewards make; of choices: the metric
+    rewards_decide: bool = False  # of scored: rewards with a weight take the place of `score`, which is then watched
 
 
 TASKS: dict[str, Task] = {
@@ -43,6 +50,10 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task("gsm8k", "1", "gsm8k"),
     "math": Task("math", "1", "math"),
     "math500": Task("math500", "1", "math500"),
+    "mmlu": Task("mmlu", "1", "mmlu", "choices", "acc"),
+    "arc_easy": Task("arc_easy", "1", "arc_easy", "choices", "acc_norm"),
+    "arc_challenge": Task("arc_challenge", "1", "arc_challenge", "choices", "acc_norm"),
+    "choices": Task("choices", "1", "", "choices", "acc_norm"),  # the user's own; of letters acc_norm is acc
     "prompts": Task("prompts", "1", "", "scored"),  # the user's own, scored by rewards
     "ifeval": Task("ifeval", "1", "ifeval", "scored", "follows_every_instruction"),
     "instructions": Task("instructions", "1", "instructions", "scored", "follows_every_instruction"),
@@ -65,7 +76,7 @@ def task_data(task: Task, data: DataSettings) -> DataSettings:
     if "source" in data.model_fields_set:
         return data
     if not task.source:
-        raise ConfigError(f"task {task.name} has no problems of its own", fix="--data.source prompts.jsonl")
+        raise ConfigError(f"task {task.name} has no problems of its own", fix=f"--data.source {task.name}.jsonl")
     return data.model_copy(update={"source": task.source})
 
 
@@ -82,12 +93,11 @@ def evaluated_task(task: Task, data: DataSettings) -> Task:
     return replace(task, name=data.source if stem in TASKS else stem, source=data.source)
 
 
-def prompt_style(data: DataSettings) -> str | None:
-    """Return the style that the prompts are in; None for a file of ready-made ones."""
-    source = SOURCES.get(data.source)
-    return data.prompt_style or (source.prompt_style if source is not None else None)
-
-
 def strict_profile(data: DataSettings) -> Profile:
     """Return the profile that the prompt style asks for; ready-made prompts are taken to ask for boxed answers."""
-    return STRICT_PROFILES[prompt_style(data) or "question"]
+    return STRICT_PROFILES[used_style(data) or "question"]
+
+
+def used_profile(task: Task, settings: EvalSettings) -> Profile | None:
+    """Return the one format that strict grading accepts; None where nothing is graded."""
+    return (settings.strict_profile or strict_profile(settings.data)) if task.kind == "mathematics" else None

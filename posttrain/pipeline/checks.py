@@ -6,6 +6,8 @@ Floor 6: settings, names and the presence of files; loads neither torch nor rows
 from collections.abc import Container, Iterator
 
 from posttrain.config import near_match
+from posttrain.data.choices import CHOICE_STYLES
+from posttrain.data.fewshot import example_settings
 from posttrain.data.filters import check_languages
 from posttrain.data.held_out import split_to_read
 from posttrain.data.prompts import PROMPT_STYLES
@@ -32,8 +34,9 @@ def stage_problems(settings: StageSettings, *, filled: Container[str] = ()) -> I
 def data_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
     """Yield an unknown prompt style or language."""
     style = data.prompt_style
-    if style is not None and style not in PROMPT_STYLES:
-        near = near_match(style, list(PROMPT_STYLES), known=list(PROMPT_STYLES))
+    styles = [*PROMPT_STYLES, *CHOICE_STYLES]
+    if style is not None and style not in styles:
+        near = near_match(style, styles, known=styles)
         yield "data.prompt_style", ConfigError(f"no prompt style {style}{near}")
     if data.filters.languages:
         try:
@@ -52,11 +55,17 @@ def filled_source_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainE
 
 
 def source_problems(data: DataSettings) -> Iterator[tuple[str, PosttrainError]]:
-    """Yield an unknown source or split, and files that are not there."""
+    """Yield an unknown source or split, one that lacks few-shot examples, and files that are not there."""
     try:
         split_to_read(data)
     except ConfigError as error:
         yield "data.held_out" if data.held_out else "data.split", error
+        return
+    try:
+        if data.num_fewshot:
+            example_settings(data)
+    except ConfigError as error:
+        yield "data.num_fewshot", error
         return
     try:
         open_source(data, seed=0)

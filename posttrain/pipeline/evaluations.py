@@ -5,7 +5,7 @@ Floor 6: knows how a run is laid out (RUNS_DIR/NAME/STAGE), not what an evaluati
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +15,7 @@ from posttrain.errors import ConfigError
 from posttrain.evals.evaluate import SUMMARY_FILE
 from posttrain.reports.comparison import COMPARISON_FILE, print_comparisons
 from posttrain.reports.contrasts import Comparison
+from posttrain.reports.numbers import signed
 from posttrain.runs.directory import EVENTS
 from posttrain.runs.logs import read_rows
 
@@ -45,6 +46,17 @@ def show_comparison(directory: Path) -> None:
         print(directory)
     else:
         print_comparisons(comparisons.values(), directory)
+
+
+def regressions(comparisons: Mapping[str, Comparison], margin: float) -> list[str]:
+    """Return, in words, where the whole interval of a model's difference from the baseline is below -margin."""
+    return [
+        f"{model.name} on {task}: {signed(found.difference, comparison.scale)}, at best "
+        f"{signed(found.interval.high, comparison.scale)}"
+        for task, comparison in comparisons.items()
+        for model in comparison.models
+        if (found := model.against_baseline) is not None and found.interval.high < -margin
+    ]
 
 
 def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Container, Iterable
 from pathlib import Path
 
+from posttrain.data.fewshot import example_settings
 from posttrain.data.files import split_files
 from posttrain.data.held_out import split_to_read
 from posttrain.data.named import SOURCES
@@ -40,10 +41,12 @@ def data_of(settings: StageSettings) -> DataSettings | None:
 
 
 def data_files(data: DataSettings) -> list[Path]:
-    """Return the local files that the rows are read from; none for a source on the Hub or a generated one.
+    """Return the local files that rows and few-shot examples are read from; none for a source on the Hub or generated.
 
-    Raises DataError for a directory without the split.
+    Raises DataError for a directory without the split, ConfigError where there is none to take examples from.
     """
+    if data.num_fewshot:
+        return data_files(data.model_copy(update={"num_fewshot": 0})) + data_files(example_settings(data))
     if data.source in SOURCES and data.path is None:
         return []
     path = Path(data.path or data.source)

@@ -12,6 +12,7 @@ from posttrain.config import leaves_of
 from posttrain.data.chat import describe, render_prompt, render_training_tree
 from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
+from posttrain.evals.tasks import ROW_KINDS, find_task
 from posttrain.field_types import show
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.recipe import Recipe, Stage
@@ -25,6 +26,7 @@ from posttrain.settings import (
     PolicyStageSettings,
     RmSettings,
     RowStageSettings,
+    StageSettings,
 )
 from posttrain.stages.checks import row_kinds
 
@@ -79,7 +81,7 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
         return
     data = data_of(settings)
     assert data is not None
-    kinds = row_kinds(settings) if isinstance(settings, RmSettings | DpoSettings) else ()
+    kinds = _kinds_of(settings)
     rows = _some_rows(data, seed=settings.seed, kinds=kinds)
     yield f"  {len(rows)} rows read; the first, {rows[0].origin}:"
     tokenizer = _tokenizer(recipe, stage, directory)
@@ -91,6 +93,13 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
             yield f"    {line}"
     else:
         yield from _prompt_lines(rows[0], tokenizer)
+
+
+def _kinds_of(settings: StageSettings) -> "tuple[Kind, ...]":
+    """Return the kinds of rows that the stage asks for where columns could mean several."""
+    if isinstance(settings, EvalSettings):
+        return ROW_KINDS[find_task(settings.task).kind]
+    return row_kinds(settings) if isinstance(settings, RmSettings | DpoSettings) else ()
 
 
 def _some_rows(data: DataSettings, *, seed: int, kinds: "tuple[Kind, ...]") -> "list[Row]":

@@ -5,7 +5,6 @@ Floor 5: pure; knows neither files nor tables. Evaluations that were not scored 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -51,12 +50,12 @@ class ModelResult:
     name: str
     summary: Mapping[str, Any]
     against_baseline: Contrast | None
-    against_previous: Contrast | None  # None where it would repeat a contrast with the baseline
+    against_start: Contrast | None  # what it was trained from, else the one before; None where that is the baseline
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The models of one task in the order given, compared with the baseline and each with the one before it."""
+    """The models of one task in the order given, compared with the baseline and with what each was trained from."""
 
     task: str
     scale: Scale
@@ -67,7 +66,7 @@ class Comparison:
 
     def findings(self) -> Iterator[tuple[Verdict, str]]:
         """Yield a verdict and its sentence for each contrast: first those with the baseline, then the others."""
-        for name in ("against_baseline", "against_previous"):
+        for name in ("against_baseline", "against_start"):
             for model in self.models:
                 found: Contrast | None = getattr(model, name)
                 if found is not None:
@@ -117,24 +116,32 @@ def compare_tasks(inputs: Inputs, *, allow_mismatch: bool = False) -> dict[str, 
     groups = {
         task: [model.evaluations[task] for model in inputs.models if task in model.evaluations] for task in inputs.tasks
     }
-    return compare_groups(groups, inputs.baseline, allow_mismatch=allow_mismatch)
+    starts = {model.name: model.start for model in inputs.models if model.start is not None}
+    return compare_groups(groups, inputs.baseline, starts, allow_mismatch=allow_mismatch)
 
 
 def compare_evaluations(evaluations: Sequence[Evaluation], baseline: str) -> Comparison:
-    """Compare evaluations of one task, each with the baseline and with the one before it; raises as `compare_tasks`."""
+    """Compare evaluations of one task; raises as `compare_tasks`."""
     (found,) = compare_groups({evaluations[0].task: evaluations}, baseline).values()
     return found
 
 
 def compare_groups(
-    groups: Mapping[str, Sequence[Evaluation]], baseline: str, *, allow_mismatch: bool = False
+    groups: Mapping[str, Sequence[Evaluation]],
+    baseline: str,
+    starts: Mapping[str, str] | None = None,
+    *,
+    allow_mismatch: bool = False,
 ) -> dict[str, Comparison]:
-    """Compare the evaluations of each task; every test of all tasks together is Holm-adjusted."""
+    """Compare the evaluations of each task; every test of all tasks together is Holm-adjusted.
+
+    Each model is compared with the baseline and with the one that `starts` names, by default the one before it.
+    """
     faults = {task: _faults(group, baseline) for task, group in groups.items()}
     if not allow_mismatch:
         for name, words in (fault for found in faults.values() for fault in found.items()):
             raise _not_alike(baseline, name, words)
-    pairs = {task: _pairs(group, baseline, faults[task]) for task, group in groups.items()}
+    pairs = {task: _pairs(group, baseline, faults[task], starts or {}) for task, group in groups.items()}
     places = [(task, pair) for task, found in pairs.items() for pair in found]
     raw = [contrast(*(_named(groups[task], name) for name in pair), tests=len(places)) for task, pair in places]
     adjusted = holm([item.p_value for item in raw])
@@ -147,7 +154,7 @@ def compare_groups(
             task,
             scale_of(group),
             baseline,
-            tuple(_results(task, group, baseline, found)),
+            tuple(_results(group, pairs[task], {pair: found[task, pair] for pair in pairs[task]})),
             len(places),
             (*_mismatches(baseline, faults[task]), *_notices(group, baseline)),
         )
@@ -155,23 +162,27 @@ def compare_groups(
     }
 
 
-def _pairs(evaluations: Sequence[Evaluation], baseline: str, unlike: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return which are compared, reference and model: each with the baseline, and with the one before it."""
+def _pairs(
+    evaluations: Sequence[Evaluation], baseline: str, unlike: Mapping[str, str], starts: Mapping[str, str]
+) -> dict[tuple[str, str], str]:
+    """Return which are compared, reference and model, and the field of the model's result that this fills."""
     names = [evaluation.name for evaluation in evaluations if evaluation.name not in unlike]
     if baseline not in names:
-        return []
-    with_baseline = [(baseline, name) for name in names if name != baseline]
-    return with_baseline + [(a, b) for a, b in pairwise(names) if baseline not in (a, b)]
+        return {}
+    pairs = {(baseline, name): "against_baseline" for name in names if name != baseline}
+    for before, name in zip([None, *names], names, strict=False):
+        start = starts.get(name, before)
+        if start in names and baseline not in (start, name) and start != name:
+            pairs[start, name] = "against_start"
+    return pairs
 
 
 def _results(
-    task: str, evaluations: Sequence[Evaluation], baseline: str, found: Mapping[tuple[str, tuple[str, str]], Contrast]
+    evaluations: Sequence[Evaluation], pairs: Mapping[tuple[str, str], str], found: Mapping[tuple[str, str], Contrast]
 ) -> Iterator[ModelResult]:
-    for place, evaluation in enumerate(evaluations):
-        name = evaluation.name
-        previous = next((before.name for before in reversed(evaluations[:place])), "")
-        against_previous = None if previous == baseline else found.get((task, (previous, name)))
-        yield ModelResult(name, evaluation.summary, found.get((task, (baseline, name))), against_previous)
+    for evaluation in evaluations:
+        own = {place: found[pair] for pair, place in pairs.items() if pair[1] == evaluation.name}
+        yield ModelResult(evaluation.name, evaluation.summary, own.get("against_baseline"), own.get("against_start"))
 
 
 def _named(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
@@ -229,7 +240,7 @@ def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Con
     before, after = reference.means(), model.means()
     a, b = (np.array([means[problem] for problem in before]) for means in (before, after))
     scale = scale_of((reference, model))
-    samples = max(1, len(model.samples) // max(1, len(after)))
+    samples = None if scale == "number" else max(1, len(model.samples) // max(1, len(after)))
     paired = paired_difference(a, b, samples=samples)
     p_value = paired_p(a, b)
     line = 0.5 if scale == "share" else None

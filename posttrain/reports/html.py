@@ -23,6 +23,7 @@ TONES = {  # class, mark: its shape tells it without its colour
 }
 STYLES = ("bold", "dim", "green", "red", "yellow", "cyan")  # of rich, that cells use
 FOLD_LINES, FOLD_CHARACTERS = 14, 1100  # a text longer than either is folded
+MANY = 8  # columns, past which a printed table is set smaller
 SHOWN_LINES, SHOWN_CHARACTERS = 8, 600  # of a folded one
 
 
@@ -30,7 +31,7 @@ def html_page(report: Report) -> str:
     """Return the page; its first part is the verdict, and shown so."""
     title = _escaped(report.title)
     contents = "".join(
-        f'<li{" class=missing" if part.absent else ""}><a href="#{_id(part)}">{_escaped(part.title)}</a></li>'
+        f'<li{_class(bool(part.absent), "missing")}><a href="#{_id(part)}">{_escaped(part.title)}</a></li>'
         for part in report.parts
     )
     sections = "\n".join(_section(part, lead=i == 0) for i, part in enumerate(report.parts))
@@ -74,7 +75,7 @@ def _section(part: Part, *, lead: bool) -> str:
         *(_example(example) for example in part.examples),
     ]
     content = "\n".join(block for block in blocks if block)
-    return f'<section id="{_id(part)}"{" class=lead" if lead else ""}>\n{content}\n</section>'
+    return f'<section id="{_id(part)}"{_class(lead, "lead")}>\n{content}\n</section>'
 
 
 def _findings(findings: tuple[Finding, ...]) -> str:
@@ -89,7 +90,7 @@ def _findings(findings: tuple[Finding, ...]) -> str:
 def _figure(figure: Figure) -> str:
     drawing = inline_svg(figure.draw, name=figure.name, alt=visible(figure.alt))
     caption = f"<figcaption>{_prose(figure.caption)}</figcaption>" if figure.caption else ""
-    return f"<figure{' class=wide' if figure.wide else ''}>{drawing}{caption}</figure>"
+    return f"<figure{_class(figure.wide, 'wide')}>{drawing}{caption}</figure>"
 
 
 def _table(table: Table) -> str:
@@ -100,8 +101,9 @@ def _table(table: Table) -> str:
     )
     title = _escaped(table.title)
     caption = f'<p class="caption">{_prose(table.caption)}</p>' if table.caption else ""
+    size = "table many" if len(table.headers) > MANY else "table"
     return (
-        f'<div class="table"><h3>{title}</h3><div class="scroll" role="region" aria-label="{title}" tabindex="0">'
+        f'<div class="{size}"><h3>{title}</h3><div class="scroll" role="region" aria-label="{title}" tabindex="0">'
         f"<table><thead><tr>{headers}</tr></thead><tbody>{rows}</tbody></table></div>{caption}</div>"
     )
 
@@ -135,6 +137,10 @@ def _text(text: str) -> str:
         f"<details><summary><pre>{_escaped(start)} …</pre>"
         f'<span class="more">{more}</span><span class="less">{less}</span></summary>{whole}</details>'
     )
+
+
+def _class(given: bool, name: str) -> str:
+    return f' class="{name}"' if given else ""
 
 
 def _id(part: Part) -> str:

@@ -73,6 +73,7 @@ class Model:
     name: str
     evaluations: Mapping[str, Evaluation]  # by the task's label
     courses: tuple[Course, ...] = ()  # one for each seed; none of a model that no run here trained
+    start: str | None = None  # the model among these that it was trained from
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,9 @@ def read_inputs(evaluations: Mapping[str, Path], baseline: str) -> Inputs:
             by_task.setdefault(labels[_variant(item.evaluation)], []).append(item)
         courses = {item.seed: item.course for item in own.values() if item.course is not None}
         merged = {label: _merge(names[key], items) for label, items in by_task.items()}
-        models.append(Model(names[key], merged, tuple(courses[seed] for seed in sorted(courses))))
+        starts = [_model_of(course.settings, course.path)[0] for course in courses.values()]
+        start = names.get(starts[0]) if starts else None
+        models.append(Model(names[key], merged, tuple(courses[seed] for seed in sorted(courses)), start))
     return Inputs(names[found[baseline].key], tuple(models), tuple(dict.fromkeys(labels.values())))
 
 
@@ -148,16 +151,33 @@ def read_course(path: Path) -> Course | None:
     )
 
 
+def lineage(course: Course) -> list[Course]:
+    """Return the stages that made a model, each started from the one before it, as far as their directories are there."""
+    stages = [course]
+    while (before := _stage_of(stages[0].settings.get("model", {}).get("name_or_path"), stages[0].path)) is not None:
+        found = read_course(before)
+        if found is None:
+            break
+        stages.insert(0, found)
+    return stages
+
+
 def _find(name: str, path: Path) -> _Found:
     evaluation = load_evaluation(name, path)
-    model = evaluation.settings.get("model", {})
-    named = str(model.get("name_or_path", ""))
-    trained = _stage_of(named, path)
-    if trained is not None and (course := read_course(trained)) is not None:
-        return _Found(evaluation, f"{trained.name} {_signature(trained)}", course.seed, course)
+    key, trained = _model_of(evaluation.settings, path)
+    course = None if trained is None else read_course(trained)
+    seed = course.seed if course else int(evaluation.settings.get("seed", 0))
+    return _Found(evaluation, key or name, seed, course)
+
+
+def _model_of(settings: Mapping[str, Any], beside: Path) -> tuple[str, Path | None]:
+    """Return a key of the model that a stage's settings name, equal for equal models, and the stage that trained it."""
+    model = settings.get("model", {})
+    named = model.get("name_or_path", "")
+    if (trained := _stage_of(named, beside)) is not None:
+        return f"{trained.name} {_signature(trained)}", trained
     options = [str(model.get(option)) for option in ("revision", "load_in_4bit", "chat_template")]
-    key = " ".join(["", named, *options]) if named else f" {name}"
-    return _Found(evaluation, key, int(evaluation.settings.get("seed", 0)), None)
+    return (" ".join([named, *options]) if named else ""), None
 
 
 def _stage_of(value: Any, beside: Path) -> Path | None:
@@ -229,7 +249,8 @@ def _merge(name: str, items: Sequence[_Found]) -> Evaluation:
         for row in item.evaluation.samples
     ]
     summary = {**first.summary, **summarise(rows)}
-    summary |= summarise_scores(rows)
+    if first.summary.get("kind") == "scored":
+        summary |= summarise_scores(rows)
     summary["num_samples"] = first.summary["num_samples"]
     if "strict" in first.summary:
         grades = summarise_grades(rows)

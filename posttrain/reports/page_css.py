@@ -27,7 +27,8 @@ h1 {{ font-size: 1.75rem; line-height: 1.2; margin: 0; letter-spacing: -0.015em;
 header p {{ margin: 0.4rem 0 0; color: var(--muted); }}
 h2 {{ font-size: 1.2rem; line-height: 1.3; margin: 0 0 0.9rem; letter-spacing: -0.01em; }}
 h3 {{ font-size: 0.95rem; line-height: 1.4; margin: 0 0 0.5rem; }}
-h1, h2, h3, p, li, td, th, figcaption, .absent {{ overflow-wrap: anywhere; }}
+h1, h2, h3, p, li, figcaption {{ overflow-wrap: anywhere; }}
+th, td {{ overflow-wrap: break-word; }}
 a {{ color: var(--accent); text-underline-offset: 0.15em; }}
 :focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 3px; }}
 code, pre {{ font-family: var(--mono); font-size: 0.86em; }}
@@ -76,10 +77,10 @@ th, td {{ text-align: right; padding: 0.4rem 0.9rem; vertical-align: baseline; w
   border-bottom: 1px solid var(--grid); }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 th:last-child, td:last-child {{ padding-right: 0.2rem; }}
-thead th {{ color: var(--muted); font-weight: 500; font-size: 0.82rem; border-bottom-color: var(--muted); }}
-tbody th {{ font-weight: 400; white-space: normal; min-width: 7rem; max-width: 22rem; position: sticky; left: 0;
-  background: var(--paper); }}
-td small {{ display: block; color: var(--muted); font-size: 0.8rem; font-weight: 400; }}
+thead th {{ color: var(--muted); font-weight: 500; font-size: 0.94em; border-bottom-color: var(--muted); }}
+tbody th {{ font-weight: 400; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem;
+  position: sticky; left: 0; background: var(--paper); }}
+td small {{ display: block; color: var(--muted); font-size: 0.9em; font-weight: 400; }}
 .bold {{ font-weight: 650; }} .dim {{ color: var(--muted); }} .green {{ color: var(--better); }}
 .red {{ color: var(--worse); }} .yellow {{ color: var(--doubt); }} .cyan {{ color: var(--accent); }}
 .caption {{ color: var(--muted); font-size: 0.82rem; margin: 0.5rem 0 0; max-width: 80ch; white-space: pre-line; }}
@@ -116,8 +117,8 @@ details:not([open]) > summary .less, details[open] > summary .more {{ display: n
   h1 {{ font-size: 1.45rem; }}
   .findings li {{ grid-template-columns: 1fr; }}
   .tone i {{ width: auto; margin-right: 0.35em; }}
-  tbody th {{ max-width: 38vw; }}
-  th, td {{ padding: 0.4rem 0.6rem; }}
+  tbody th {{ min-width: 4rem; max-width: 38vw; }}
+  th, td {{ padding: 0.4rem 0.45rem; }}
 }}
 @media print {{
   @page {{ size: A4; margin: 14mm 13mm; }}
@@ -136,8 +137,11 @@ details:not([open]) > summary .less, details[open] > summary .more {{ display: n
   .scroll {{ overflow: visible; width: auto; }}
   table {{ width: 100%; font-size: 8pt; }}
   th, td {{ white-space: normal; padding: 0.25rem 0.4rem; }}
+  .many table {{ font-size: 6.5pt; }}
+  .many th, .many td {{ padding: 0.2rem; }}
   tbody th {{ position: static; min-width: 0; }}
   thead {{ display: table-header-group; }}
+  .texts {{ grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }}
   .example, .lead .findings li {{ background: none; border: 1px solid var(--grid); }}
   .lead .findings li {{ border-left: 4px solid var(--tone); }}
   * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}

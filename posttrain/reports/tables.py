@@ -12,6 +12,8 @@ from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from posttrain.reports.visible import visible
+
 UNBOUNDED = 10_000  # columns: wider than any table
 
 
@@ -120,4 +122,4 @@ def _escape(text: str) -> str:
     """Names come from users: they must not break the table or become markup."""
     for character in "\\|*_`<[":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return " ".join(visible(text).split())

@@ -77,6 +77,8 @@ class DataSettings(Settings):
     """Read only this many rows (the first ones, after filters); None reads all."""
     prompt_style: str | None = None
     """How a question becomes a prompt (r1_zero, boxed, question, chat, ...); None takes the source's own."""
+    num_fewshot: Annotated[int, Field(ge=0)] = 0
+    """Worked examples before each prompt, of the train split; the seed says which (MMLU: the first of the subject)."""
     columns: dict[str, str] = {}
     """Renames columns: {prompt = "question"} reads the prompt from the column question."""
     max_length: Count = 2048

@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from posttrain.errors import ConfigError
-from posttrain.evals.evaluate import Sample, summarise
+from posttrain.evals.mathematics import summarise_grades
+from posttrain.evals.samples import Sample, summarise
 from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, show_comparison
-from posttrain.reports.contrasts import Evaluation, compare_evaluations
-from posttrain.reports.pages import print_comparison
+from posttrain.reports.comparison import print_comparisons
+from posttrain.reports.contrasts import compare_evaluations
+from posttrain.reports.inputs import Evaluation
 
 
 def make(directory: Path, file: str = "artifact/summary.json") -> Path:
@@ -57,26 +58,27 @@ def evaluation(name: str, right: int) -> Evaluation:
     samples = [
         Sample(
             problem_id=f"{i:02d}", prompt="?", category="correct" if i < right else "wrong_answer", strict=i < right,
-            lenient=i < right, rule=None, reason="", **fields,
+            lenient=i < right, rule=None, reason="", score=float(i < right), logprob=None, **fields,
         )
         for i in range(20)
     ]  # fmt: skip
     alike = {"task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "boxed", "sampling": {}}
-    summary = summarise(samples) | alike | {"data_fingerprint": "d", "seed": 0}
-    return Evaluation(name, summary, [asdict(sample) for sample in samples])
+    rows = [sample.row() for sample in samples]
+    summary = summarise(rows) | summarise_grades(rows) | alike | {"data_fingerprint": "d", "seed": 0}
+    return Evaluation(name, summary, rows)
 
 
 def test_a_finished_comparison_is_shown_as_it_was(tmp_path, capsys):
     comparison = compare_evaluations([evaluation("base", 4), evaluation("late", 18)], "base")
-    print_comparison(comparison, Console())
+    print_comparisons([comparison], tmp_path)
     first = capsys.readouterr().out
     assert "late" in first
-    (tmp_path / "comparison.json").write_text(json.dumps(asdict(comparison)))
+    (tmp_path / "comparison.json").write_text(json.dumps({"nano": asdict(comparison)}))
     show_comparison(tmp_path)
     assert capsys.readouterr().out == first
     (tmp_path / "comparison.json").write_text('{"baseline": "base"}')
     show_comparison(tmp_path)
-    assert capsys.readouterr().out == f"{tmp_path / 'comparison.md'}\n"
+    assert capsys.readouterr().out == f"{tmp_path}\n"
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import pytest
 from rich.console import Console
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.evals.evaluate import Sample, summarise
-from posttrain.reports.comparison import compare, compare_stage, load_evaluation
-from posttrain.reports.contrasts import compare_evaluations
-from posttrain.reports.pages import markdown, print_comparison
+from posttrain.evals.mathematics import summarise_grades
+from posttrain.evals.samples import Sample, summarise
+from posttrain.reports.comparison import compare as compare_tasks
+from posttrain.reports.comparison import compare_stage
+from posttrain.reports.contrasts import Comparison, compare_evaluations
+from posttrain.reports.inputs import load_evaluation
+from posttrain.reports.pages import print_comparison, score_table
+from posttrain.reports.tables import render_markdown
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.rollout_files import write_rollouts
@@ -27,22 +31,29 @@ def sample(problem: int, index: int, right: bool, completion: str = "so 42") -> 
     return Sample(
         problem_id=f"p{problem:04d}", sample=index, prompt=f"Question {problem}?", gold="42", completion=completion,
         num_tokens=10, stop_reason="eos", category="correct" if right else "wrong_answer", strict=right, lenient=right,
-        extracted="42", rule="boxed", reason="",
+        score=float(right), logprob=-0.1, extracted="42", rule="boxed", reason="",
     )  # fmt: skip
 
 
 def write_evaluation(directory: Path, right: np.ndarray, **changes: Any) -> Path:
     """Write an evaluation whose outcomes are `right` (P, n), as its stage leaves it."""
     samples = [sample(i, j, bool(right[i, j])) for i in range(right.shape[0]) for j in range(right.shape[1])]
-    samples = changes.pop("samples", samples)
+    rows = [item.row() for item in changes.pop("samples", samples)]
     summary = {
-        "task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "r1_zero", **summarise(samples),
+        "task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "r1_zero",
+        **summarise(rows), **summarise_grades(rows),
         "sampling": {"temperature": 0.0}, "seed": 0, "data_fingerprint": "abc",
     }  # fmt: skip
     (directory / "artifact").mkdir(parents=True)
-    write_rollouts(directory / "artifact" / "samples.parquet", [asdict(item) for item in samples])
+    write_rollouts(directory / "artifact" / "samples.parquet", rows)
     (directory / "artifact" / "summary.json").write_text(json.dumps(summary | changes))
     return directory
+
+
+def compare(evaluations: dict[str, Path], baseline: str, out: Path) -> Comparison:
+    """Compare evaluations of one task."""
+    (found,) = compare_tasks(evaluations, baseline, out).values()
+    return found
 
 
 def outcomes(right: int) -> np.ndarray:
@@ -62,13 +73,13 @@ def test_verdicts_follow_the_paired_tests(evaluations: dict[str, Path], tmp_path
     assert sft.against_baseline is not None
     assert (sft.against_baseline.difference, sft.against_baseline.verdict) == (0.4, "better")
     assert (sft.against_baseline.fixed, sft.against_baseline.regressed) == (80, 0)
-    assert sft.against_previous is None  # it would repeat the contrast with the baseline
+    assert sft.against_start is None  # it would repeat the contrast with the baseline
     assert grpo.against_baseline is not None
     assert grpo.against_baseline.verdict == "better"
-    assert grpo.against_previous is not None
-    assert (grpo.against_previous.reference, grpo.against_previous.verdict) == ("sft", "cannot tell")
-    assert grpo.against_previous.p_value == pytest.approx(2 / 2**3)
-    assert grpo.against_previous.adjusted_p == pytest.approx(2 / 2**3)  # the largest of three
+    assert grpo.against_start is not None
+    assert (grpo.against_start.reference, grpo.against_start.verdict) == ("sft", "cannot tell")
+    assert grpo.against_start.p_value == pytest.approx(2 / 2**3)
+    assert grpo.against_start.adjusted_p == pytest.approx(2 / 2**3)  # the largest of three
 
 
 def test_the_step_from_each_model_to_the_next_is_put_in_words(evaluations: dict[str, Path], tmp_path: Path) -> None:
@@ -98,7 +109,7 @@ def test_an_interval_that_disagrees_with_its_verdict_is_explained(tmp_path: Path
     comparison = compare(found, "base", tmp_path)
     assert "cannot be told from base" in comparison.sentences()[0]
     assert "the interval leaves out 0, but is not adjusted for the other tests" in comparison.sentences()[0]
-    assert "intervals unadjusted" in markdown(comparison)
+    assert "intervals unadjusted" in score_table(comparison).caption
 
 
 def test_another_way_of_asking_is_noticed(tmp_path: Path) -> None:
@@ -109,7 +120,7 @@ def test_another_way_of_asking_is_noticed(tmp_path: Path) -> None:
     notice = "sft, grpo: the questions were put in another prompt style or chat template than base's"
     comparison = compare(found, "base", tmp_path)
     assert comparison.notices == (notice,)
-    assert notice in markdown(comparison)
+    assert notice in (tmp_path / "report.md").read_text()
     same = compare({name: found[name] for name in ("sft", "grpo")}, "sft", tmp_path)
     assert same.notices == ()
 
@@ -142,16 +153,14 @@ def test_several_samples_are_clustered_by_problem(tmp_path: Path) -> None:
     assert contrast is not None
     assert contrast.interval.low < 0.15 < contrast.interval.high
     assert contrast.verdict == "better"
-    assert "pass@4" in (tmp_path / "comparison.md").read_text()
+    assert [row[0].text for row in score_table(compare(found, "base", tmp_path)).rows] == ["base", "grpo"]
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"grader_version": "2"}, "grader version 1 vs 2"),
-        ({"task": "gsm8k"}, "task nano vs gsm8k"),
-        ({"sampling": {"temperature": 1.0}}, r"sampling temperature 0\.0 vs temperature 1\.0"),
-        ({"num_samples": 4}, "samples of each problem 1 vs 4"),
+        ({"task_version": "2"}, "task version 1 vs 2"),
         ({"data_fingerprint": "xyz"}, "other gold answers"),
         ({"samples": [sample(i, 0, True) for i in range(150, 250)]}, "200 vs 100 problems, 50 shared"),
     ],
@@ -163,7 +172,27 @@ def test_evaluations_not_scored_alike_are_refused(tmp_path: Path, changes: dict[
     }
     with pytest.raises(DataError, match=f"base and grpo were not scored alike: .*{fault}.*No paired test drawn"):
         compare(found, "base", tmp_path)
-    assert not (tmp_path / "comparison.md").exists()
+    assert not (tmp_path / "report.html").exists()
+    (allowed,) = compare_tasks(found, "base", tmp_path, allow_mismatch=True).values()
+    assert allowed.models[1].against_baseline is None
+    assert any("grpo: no test drawn, not scored like base: " in notice for notice in allowed.notices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "theirs"),
+    [
+        ({"task": "gsm8k"}, "gsm8k"),
+        ({"sampling": {"temperature": 1.0}}, r"nano x 1 at temperature 1\.0"),
+        ({"num_samples": 4}, r"nano x 4 at temperature 0\.0"),
+    ],
+)
+def test_models_without_a_common_task_are_refused(tmp_path: Path, changes: dict[str, Any], theirs: str) -> None:
+    found = {
+        "base": write_evaluation(tmp_path / "base", outcomes(20)),
+        "grpo": write_evaluation(tmp_path / "grpo", outcomes(20), **changes),
+    }
+    with pytest.raises(DataError, match=rf"grpo was evaluated on {theirs}, and base on nano.*share no task"):
+        compare(found, "base", tmp_path)
 
 
 def test_missing_evaluations_and_baselines_are_named(evaluations: dict[str, Path], tmp_path: Path) -> None:
@@ -190,7 +219,7 @@ def test_the_terminal_shows_whole_lines_at_any_width(evaluations: dict[str, Path
 
 
 def test_bold_marks_only_what_passes_its_test(evaluations: dict[str, Path], tmp_path: Path) -> None:
-    page = markdown(compare(evaluations, "sft", tmp_path))
+    page = render_markdown(score_table(compare(evaluations, "sft", tmp_path)))
     assert "**-40.0** (" in page
     row = next(line for line in page.splitlines() if line.startswith("| grpo") and "cannot tell" in line)
     assert "+1.5 (" in row
@@ -198,15 +227,16 @@ def test_bold_marks_only_what_passes_its_test(evaluations: dict[str, Path], tmp_
 
 
 def test_model_text_cannot_become_markup(tmp_path: Path) -> None:
-    hostile = "```\n# owned\n````"
+    hostile = "```\n# owned\n````<script>alert(1)</script>"
     before = [sample(0, 0, False, hostile), sample(1, 0, True)]
     after = [sample(0, 0, True), sample(1, 0, True)]
     found = {
         "base": write_evaluation(tmp_path / "base", outcomes(0), samples=before),
         "grpo": write_evaluation(tmp_path / "grpo", outcomes(0), samples=after),
     }
-    page = markdown(compare(found, "base", tmp_path))
-    assert f"\n{'`' * 10}text\n{hostile}\n{'`' * 10}\n" in page
+    compare(found, "base", tmp_path)
+    assert f"\n{'`' * 5}text\n{hostile}\n{'`' * 5}\n" in (tmp_path / "report.md").read_text()
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_stage_writes_prints_and_finishes(
@@ -217,11 +247,11 @@ def test_the_stage_writes_prints_and_finishes(
         compare_stage(settings, run)
         assert run.finished
     written = json.loads((tmp_path / "compare" / "comparison.json").read_bytes())
-    assert [model["name"] for model in written["models"]] == ["base", "sft", "grpo"]
+    assert [model["name"] for model in written["nano"]["models"]] == ["base", "sft", "grpo"]
     assert "sft is better than base" in capsys.readouterr().out
 
 
 def test_a_comparison_is_the_same_in_any_order_of_problems(evaluations: dict[str, Path], tmp_path: Path) -> None:
     loaded = [load_evaluation(name, path) for name, path in evaluations.items()]
-    shuffled = [type(item)(item.name, item.summary, list(reversed(item.samples))) for item in loaded]
+    shuffled = [replace(item, samples=list(reversed(item.samples))) for item in loaded]
     assert compare_evaluations(shuffled, "base") == compare_evaluations(loaded, "base")

@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
     """Write seconds in the two largest units that they fill, "-" where they are not finite."""
     if not math.isfinite(seconds):
         return "-"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:

@@ -59,7 +59,7 @@ def length_scatter(
         xs = limits(length for cloud in clouds for length in cloud.lengths)
         ys = limits(value for cloud in clouds for value in cloud.rewards)
         if xs is None or ys is None:
-            return empty_sheet(theme, title=title, subtitle=subtitle)
+            return empty_sheet(theme, title=title)
         looks = model_looks([*order, *(cloud.model for cloud in clouds)], theme)
         columns = min(2, len(clouds))
         rows = math.ceil(len(clouds) / columns)
@@ -115,7 +115,7 @@ def _cloud(axes: "Axes", theme: Theme, cloud: Cloud, look: Look, most: int) -> N
     if not pairs:
         return
     xs, ys = zip(*drawn, strict=True)
-    axes.plot(xs, ys, "o", color=look.color, alpha=0.4, markersize=3.2, markeredgewidth=0)
+    axes.plot(xs, ys, "o", color=look.color, alpha=0.5, markersize=3.2, markeredgewidth=0)
     if math.isfinite(cloud.slope):
         x, y = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
         axes.axline((x, y), slope=cloud.slope / 100, color=theme.ink, linewidth=1.5)
