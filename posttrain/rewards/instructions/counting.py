@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]*_]*+(?=\s|$)")
 _ABBREVIATIONS = frozenset(("mr", "mrs", "ms", "dr", "prof", "st", "vs", "e.g", "i.e", "cf", "approx", "p.s", "p.p.s"))
-_CAPITAL_WORD = re.compile(r"[^\s'\"\u2019\u201c\u201d\u2014()\[\]{}<>,;:!?&]+")
+_CAPITAL_WORD = re.compile(r"[^\s'\"\u2019\u201c\u201d\u2014()\[\]{}<>,;:!?&*]+")
 _HIGHLIGHT = re.compile(r"\*\*([^\n*]*)\*\*|\*([^\n*]*)\*")
 LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS))
 
