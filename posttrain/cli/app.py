@@ -4,7 +4,6 @@ Floor 7: parses and prints, no more. Libraries are imported inside the verbs, so
 """
 
 import difflib
-import json
 import os
 import sys
 import warnings
@@ -19,6 +18,7 @@ from posttrain import __version__
 from posttrain.cli.data import data_app
 from posttrain.cli.grading import grade, rescore
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
+from posttrain.cli.reports import card, compare
 from posttrain.cli.rewards import rewards_app
 from posttrain.cli.rollouts import rollouts
 from posttrain.cli.scoring import score
@@ -58,7 +58,17 @@ class RunOptions:
     """Live panel on a terminal, plain lines in a pipe."""
 
 
-OPTION_FLAGS = ("--name", "--runs-dir", "--overwrite", "--dry-run", "--display", "--config", "--debug", "--help")
+OPTION_FLAGS = (
+    "--name",
+    "--runs-dir",
+    "--overwrite",
+    "--dry-run",
+    "--display",
+    "--config",
+    "--json",
+    "--debug",
+    "--help",
+)
 
 
 @app.command
@@ -86,11 +96,12 @@ def _stage_verb(type_name: str) -> Callable[..., None]:
         *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, group=settings_group)],
         config: Annotated[Path | None, Parameter(help="TOML file of the stage's settings.")] = None,
         options: RunOptions = RunOptions(),
+        as_json: JsonFlag = False,
     ) -> None:
         from posttrain.pipeline.recipe import single_stage
 
         _refuse_mistyped_options(overrides)
-        _start(single_stage(type_name, config, overrides, name=options.name or type_name), options)
+        _start(single_stage(type_name, config, overrides, name=options.name or type_name), options, as_json=as_json)
 
     return verb
 
@@ -134,13 +145,13 @@ STAGE_HELP = {
     "dpo": "Train a model on preference pairs, or on judged completions, without a reward model.",
     "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
     "ppo": "Train a model by proximal policy optimisation: a critic, a KL penalty, programs or a reward model.",
-    "eval": "Sample a task's held-out problems and grade the answers.",
+    "eval": "Measure a model on a task: answers graded, scored by rewards, or chosen by log-prob.",
 }
 for _type_name, _help in STAGE_HELP.items():
     app.command(_stage_verb(_type_name), name=_type_name, help=_help)
 
 
-def _start(recipe: "Recipe", options: RunOptions) -> None:
+def _start(recipe: "Recipe", options: RunOptions, *, as_json: bool = False) -> None:
     """Run a recipe, or say what it would do."""
     if options.dry_run:
         from posttrain.pipeline.preview import preview
@@ -149,11 +160,12 @@ def _start(recipe: "Recipe", options: RunOptions) -> None:
             print(line)
         print("nothing was started; run it without --dry-run")
         return
-    from posttrain.pipeline.runner import run_recipe
+    from posttrain.pipeline.runner import run_recipe, summary_of
     from posttrain.runs.display import make_display
 
     directory = run_recipe(recipe, options.runs_dir, overwrite=options.overwrite, display=make_display(options.display))
-    print(directory)
+    found = {"directory": str(directory), "summary": summary_of(directory / recipe.stages[-1].name)}
+    print_result(found, str(directory), as_json=as_json)
 
 
 def _refuse_mistyped_options(overrides: Sequence[str]) -> None:
@@ -162,58 +174,6 @@ def _refuse_mistyped_options(overrides: Sequence[str]) -> None:
         flag = token.partition("=")[0]
         if near := difflib.get_close_matches(flag, OPTION_FLAGS, n=1, cutoff=0.85):
             raise ConfigError(f"unknown option {flag}; did you mean {near[0]}?")
-
-
-@app.command
-def compare(
-    *directories: Path,
-    baseline: Annotated[
-        str | None, Parameter(help="Name of the evaluation to compare with; the first by default.")
-    ] = None,
-    out: Annotated[Path, Parameter(help="Where the report is written: HTML, Markdown, JSON, figures.")] = Path(
-        "comparison"
-    ),
-    fail_on_regression: Annotated[
-        float | None,
-        Parameter(
-            name=("--fail-on-regression", "--fail_on_regression"),
-            help="End with exit code 1 where a model's whole 95% interval is this much below the baseline: 0.02.",
-        ),
-    ] = None,
-    allow_mismatch: Annotated[
-        bool,
-        Parameter(
-            name=("--allow-mismatch", "--allow_mismatch"),
-            help="Report evaluations that were not scored alike side by side, without a test.",
-        ),
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Compare finished evaluations: one report with intervals, paired tests, figures and completions.
-
-    Parameters
-    ----------
-    directories
-        Evaluations, or runs, which stand for all their evaluations.
-    """
-    from dataclasses import asdict
-
-    from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, regressions
-    from posttrain.reports.comparison import compare as compare_evaluations
-    from posttrain.reports.comparison import print_comparisons
-    from posttrain.runs.durable import make_directory
-
-    evaluations = find_evaluations(directories)
-    chosen = choose_baseline(evaluations, baseline)
-    make_directory(out)
-    found = compare_evaluations(evaluations, chosen, out, allow_mismatch=allow_mismatch)
-    if as_json:
-        print(json.dumps({task: asdict(comparison) for task, comparison in found.items()}))
-    else:
-        print_comparisons(found.values(), out)
-    if fail_on_regression is not None and (worse := regressions(found, fail_on_regression)):
-        print("\n".join(f"regression: {sentence}" for sentence in worse), file=sys.stderr)
-        sys.exit(1)
 
 
 @app.command
@@ -244,6 +204,8 @@ app.command(data_app)
 app.command(rewards_app)
 app.command(score)
 app.command(rollouts)
+app.command(compare)
+app.command(card)
 app.command(grade)
 app.command(rescore)
 

@@ -85,11 +85,10 @@ def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
     and to few-shot examples; `split` to named sources and directories, and to a single file where `held_out` makes
     splits of it. Filters leave fewer than `settings.rows` of a generated source, which makes no more than these.
     """
-    rows = _usable_rows(settings, seed=seed, kinds=kinds)
     if not settings.num_fewshot:
-        return rows
+        return _usable_rows(settings, seed=seed, kinds=kinds)
     candidates = _usable_rows(example_settings(settings), seed=seed, kinds=kinds)
-    return with_examples(rows, candidates, settings, seed=seed)
+    return with_examples(_usable_rows(settings, seed=seed, kinds=kinds), candidates, settings, seed=seed)
 
 
 def _usable_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind]) -> list[Row]:

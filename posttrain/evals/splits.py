@@ -44,13 +44,14 @@ def find_split(
     gold_spread: float,
     ceiling: float | None = None,
     known: bool = False,
+    alpha: float = ALPHA,
 ) -> Split | None:
     """Return where the step means (T,) of proxy and gold have parted by their end, None where nothing shows it.
 
     A spread is the deviation among the completions of a step, in which a gain is measured. Gold *falls* where its
     latest window is below its best ones, and proxy's above its own of that time. It *stalls* where proxy gained at
     least one spread since some window, gold less than `BEHIND` as many, and it was not near its `ceiling` already.
-    Both are tested against the noise from step to step, at `ALPHA` for all windows of all looks together: look k has
+    Both are tested against the noise from step to step, at `alpha` for all windows of all looks together: look k has
     the share 1 / (k (k + 1)). A split that is `known` holds until what is left of it is no more than one test's noise.
     """
     steps = len(proxy)
@@ -58,7 +59,7 @@ def find_split(
         return None
     freedom = 2 * (steps - 1) / 3  # of a variance from successive differences (von Neumann 1941)
     looks, compared = 1 + (steps - 2 * SHORTEST) // (SHORTEST // 2), 2 * steps / SHORTEST
-    level = ALPHA if known else ALPHA / (looks * (looks + 1)) / compared / 2
+    level = alpha if known else alpha / (looks * (looks + 1)) / compared / 2
     single, strict = (float(-stdtrit(freedom, share)) for share in (ALPHA, level))
     risen = -single if known else single  # errors; proxy's end, where it does not fall, does not end a split
     candidates = list(_windows(proxy, gold))

@@ -103,7 +103,7 @@ def bootstrap_interval(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
-            (numbers,), lambda drawn, axis: statistic(drawn), vectorized=True, n_resamples=resamples, batch=200,
+            (numbers,), lambda drawn, axis: statistic(drawn), vectorized=True, n_resamples=resamples, batch=50,
             confidence_level=confidence, method="BCa", rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
     if math.isnan(found.low):

@@ -1,7 +1,7 @@
 """How often a model's answers win against another's: raw, at equal length, and what a judge adds of its own.
 
-Numpy, scipy and statsmodels. Of N comparisons, `wins` (N,) is 1 where the model won, 0.5 for a tie, 0 where it lost, and
-`prompts` (N,) numbers their prompts. The prompt is the unit: its comparisons, in either order, are alike.
+Numpy, scipy and statsmodels. Of N comparisons, `wins` (N,) is 1 where the model won, 0.5 for a tie, 0 where it lost,
+and `prompts` (N,) numbers their prompts. The prompt is the unit: its comparisons, in either order, are alike.
 """
 
 import warnings
@@ -73,9 +73,9 @@ def _rate(shares: np.ndarray, sizes: np.ndarray) -> Rate:
 def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompts: np.ndarray) -> Rate | None:
     """Return the win rate where both answers are equally long.
 
-    Of the logistic model of AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv 2404.04475, eq. 2),
-    logit P(win) = model + length * tanh(gap / std(gap)), with `length_gaps` (N,) the tokens that the model's answers are
-    longer; its term for the difficulty of an instruction needs many models and is left out. Errors are clustered by
+    Of the logistic model of AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv 2404.04475),
+    logit P(win) = model + length * tanh(gap / std(gap)), with `length_gaps` (N,) the tokens that the model's answers
+    are longer; its term for the difficulty of an instruction needs many models and is left out. Errors are clustered by
     prompt, t of as many degrees of freedom as there are prompts less 2; the ends are those of the logit. A win and a
     loss, each of weight 1/2, are added for either coefficient (the prior log-F(1, 1) of Greenland & Mansournia 2015):
     a model that always wins, or always where it is longer, then has a finite estimate, and an interval that is wide
@@ -107,8 +107,8 @@ def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompt
 def agreement(verdicts: Sequence[Hashable], labels: Sequence[Hashable]) -> Agreement:
     """Return how far a judge's verdicts agree with (human) labels of the same one or more items, each item once.
 
-    Accuracy with Wilson's interval, and Cohen's kappa (1960), the agreement beyond that of two who answer by chance with
-    the same frequencies, with its asymptotic interval.
+    Accuracy with Wilson's interval, and Cohen's kappa (1960), the agreement beyond that of two who answer by chance
+    with the same frequencies, with its asymptotic interval (a point where they agree on everything).
     """
     from statsmodels.stats.inter_rater import cohens_kappa
 

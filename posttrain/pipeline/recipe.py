@@ -25,7 +25,7 @@ from posttrain.settings import (
     StageSettings,
 )
 
-SHARED_TABLES = ("model", "data")  # their values are defaults of every stage that has such a table
+SHARED_TABLES = ("model", "data", "sampling")  # their values are defaults of every stage that has such a table
 FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed or what is kept, not what is learned
     "max_tokens_per_micro_batch",
     "save_steps",

@@ -4,11 +4,13 @@ Floor 6: knows stage directories and stage functions. The same command again con
 finished stages are skipped, and the stage that was interrupted resumes from its checkpoint.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import posttrain
 from posttrain.config import fingerprint, with_value
@@ -17,7 +19,7 @@ from posttrain.pipeline.inputs import input_hashes
 from posttrain.pipeline.recipe import Recipe, Stage, frozen_settings
 from posttrain.pipeline.stages import STAGE_TYPES
 from posttrain.runs.artifact import verify_artifact
-from posttrain.runs.directory import StageRun
+from posttrain.runs.directory import RESULT, StageRun
 from posttrain.runs.display import Display, make_display
 from posttrain.runs.identity import recorded_fingerprint
 from posttrain.runs.signals import stop_on_signals
@@ -55,6 +57,12 @@ def run_recipe(
                     raise
                 _run_stage(stage, open_run(overwrite=True), display)
     return directory
+
+
+def summary_of(stage: Path) -> dict[str, Any]:
+    """Return what a finished stage says of itself, by its directory."""
+    found: dict[str, Any] = json.loads((stage / RESULT).read_bytes())["summary"]
+    return found
 
 
 def _run_stage(stage: Stage, run: StageRun, display: Display) -> None:

@@ -21,7 +21,8 @@ FIGURES = "figures"
 def write_report(report: Report, out_dir: Path) -> None:
     """Write report.html, report.md, report.json, and figures/NAME.svg and .png into `out_dir`.
 
-    The directory is made if need be, and files of those names are replaced. ValueError: keys or names are not fit for files and links, or not unique.
+    The directory is made if need be, and files of those names are replaced. ValueError: keys or names are not fit for
+    files and links, or not unique.
     """
     _check(report)
     make_directory(out_dir / FIGURES)

@@ -94,11 +94,8 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    headers = "".join(f'<th scope="col">{_escaped(header)}</th>' for header in table.headers)
-    rows = "".join(
-        f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in table.rows
-    )
+    headers = "".join(f'<th scope="col"><span>{_escaped(header)}</span></th>' for header in table.headers)
+    rows = "".join(_row(*row) for row in table.rows)
     title = _escaped(table.title)
     caption = f'<p class="caption">{_prose(table.caption)}</p>' if table.caption else ""
     size = "table many" if len(table.headers) > MANY else "table"
@@ -106,6 +103,10 @@ def _table(table: Table) -> str:
         f'<div class="{size}"><h3>{title}</h3><div class="scroll" role="region" aria-label="{title}" tabindex="0">'
         f"<table><thead><tr>{headers}</tr></thead><tbody>{rows}</tbody></table></div>{caption}</div>"
     )
+
+
+def _row(name: Cell, *cells: Cell) -> str:
+    return f'<tr><th scope="row"><span>{_cell(name)}</span></th>{"".join(f"<td>{_cell(c)}</td>" for c in cells)}</tr>'
 
 
 def _cell(cell: Cell) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import DataError
-from posttrain.evals.evaluate import SAMPLES_FILE, SUMMARY_FILE
-from posttrain.evals.mathematics import summarise_grades
+from posttrain.evals.evaluate import KINDS, SAMPLES_FILE, SUMMARY_FILE
 from posttrain.evals.samples import by_problem, summarise
 from posttrain.evals.scored import summarise_scores
 from posttrain.runs.directory import EVENTS, METRICS, RESULT
@@ -152,9 +151,9 @@ def read_course(path: Path) -> Course | None:
 
 
 def lineage(course: Course) -> list[Course]:
-    """Return the stages that made a model, each started from the one before it, as far as their directories are there."""
+    """Return the stages that made a model, each started from the one before it, as far as they are there."""
     stages = [course]
-    while (before := _stage_of(stages[0].settings.get("model", {}).get("name_or_path"), stages[0].path)) is not None:
+    while (before := stage_of(stages[0].settings.get("model", {}).get("name_or_path"), stages[0].path)) is not None:
         found = read_course(before)
         if found is None:
             break
@@ -174,13 +173,13 @@ def _model_of(settings: Mapping[str, Any], beside: Path) -> tuple[str, Path | No
     """Return a key of the model that a stage's settings name, equal for equal models, and the stage that trained it."""
     model = settings.get("model", {})
     named = model.get("name_or_path", "")
-    if (trained := _stage_of(named, beside)) is not None:
+    if (trained := stage_of(named, beside)) is not None:
         return f"{trained.name} {_signature(trained)}", trained
     options = [str(model.get(option)) for option in ("revision", "load_in_4bit", "chat_template")]
     return (" ".join([named, *options]) if named else ""), None
 
 
-def _stage_of(value: Any, beside: Path) -> Path | None:
+def stage_of(value: Any, beside: Path) -> Path | None:
     """Return the directory of the stage whose artifact a setting names: beside this one, or where the setting says."""
     if not isinstance(value, str) or not value.endswith(PLACE):
         return None
@@ -196,7 +195,7 @@ def _signature(stage: Path) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
-        earlier = _stage_of(value, stage)
+        earlier = stage_of(value, stage)
         return value if earlier is None else [earlier.name, _signature(earlier)]
 
     return json.dumps(plain(settings), sort_keys=True)
@@ -252,11 +251,11 @@ def _merge(name: str, items: Sequence[_Found]) -> Evaluation:
     if first.summary.get("kind") == "scored":
         summary |= summarise_scores(rows)
     summary["num_samples"] = first.summary["num_samples"]
-    if "strict" in first.summary:
-        grades = summarise_grades(rows)
+    summary |= KINDS[first.summary["kind"]].summarise(rows)
+    if "pass_at_k" in first.summary:
         ks = first.summary["pass_at_k"]
         mean = {k: sum(item.evaluation.summary["pass_at_k"][k] for item in items) / len(items) for k in ks}
-        summary |= {**grades, "pass_at_k": mean}
+        summary["pass_at_k"] = mean
     fingerprints = sorted({str(item.evaluation.summary.get("data_fingerprint")) for item in items})
     summary["data_fingerprint"] = " ".join(fingerprints)
     scores = tuple(float(item.evaluation.summary["score"]["mean"]) for item in items)

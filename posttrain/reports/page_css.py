@@ -28,7 +28,6 @@ header p {{ margin: 0.4rem 0 0; color: var(--muted); }}
 h2 {{ font-size: 1.2rem; line-height: 1.3; margin: 0 0 0.9rem; letter-spacing: -0.01em; }}
 h3 {{ font-size: 0.95rem; line-height: 1.4; margin: 0 0 0.5rem; }}
 h1, h2, h3, p, li, figcaption {{ overflow-wrap: anywhere; }}
-th, td {{ overflow-wrap: break-word; }}
 a {{ color: var(--accent); text-underline-offset: 0.15em; }}
 :focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 3px; }}
 code, pre {{ font-family: var(--mono); font-size: 0.86em; }}
@@ -77,9 +76,14 @@ th, td {{ text-align: right; padding: 0.4rem 0.9rem; vertical-align: baseline; w
   border-bottom: 1px solid var(--grid); }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 th:last-child, td:last-child {{ padding-right: 0.2rem; }}
-thead th {{ color: var(--muted); font-weight: 500; font-size: 0.94em; border-bottom-color: var(--muted); }}
-tbody th {{ font-weight: 400; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem;
-  position: sticky; left: 0; background: var(--paper); }}
+thead th > span {{ margin-left: auto; }}
+thead th:first-child > span {{ margin-left: 0; }}
+thead th {{ color: var(--muted); font-weight: 500; font-size: 0.94em; vertical-align: bottom;
+  border-bottom-color: var(--muted); }}
+tbody th {{ font-weight: 400; position: sticky; left: 0; background: var(--paper); }}
+th > span {{ display: block; width: max-content; max-width: 11rem; white-space: normal;
+  overflow-wrap: anywhere; }}
+tbody th > span {{ max-width: 22rem; }}
 td small {{ display: block; color: var(--muted); font-size: 0.9em; font-weight: 400; }}
 .bold {{ font-weight: 650; }} .dim {{ color: var(--muted); }} .green {{ color: var(--better); }}
 .red {{ color: var(--worse); }} .yellow {{ color: var(--doubt); }} .cyan {{ color: var(--accent); }}
@@ -117,7 +121,7 @@ details:not([open]) > summary .less, details[open] > summary .more {{ display: n
   h1 {{ font-size: 1.45rem; }}
   .findings li {{ grid-template-columns: 1fr; }}
   .tone i {{ width: auto; margin-right: 0.35em; }}
-  tbody th {{ min-width: 4rem; max-width: 38vw; }}
+  tbody th > span {{ max-width: 38vw; }}
   th, td {{ padding: 0.4rem 0.45rem; }}
 }}
 @media print {{
@@ -129,7 +133,7 @@ details:not([open]) > summary .less, details[open] > summary .more {{ display: n
   section {{ padding-top: 1.1rem; }}
   section + section {{ margin-top: 0.9rem; }}
   h2, h3, .note {{ break-after: avoid; }}
-  .findings li, tr, .text h4 {{ break-inside: avoid; }}
+  .findings li, tr, .example {{ break-inside: avoid; }}
   .text h4 {{ break-after: avoid; }}
   .figures {{ columns: 2; column-gap: 8mm; }}
   figure {{ margin-bottom: 6mm; }}
@@ -139,7 +143,9 @@ details:not([open]) > summary .less, details[open] > summary .more {{ display: n
   th, td {{ white-space: normal; padding: 0.25rem 0.4rem; }}
   .many table {{ font-size: 6.5pt; }}
   .many th, .many td {{ padding: 0.2rem; }}
-  tbody th {{ position: static; min-width: 0; }}
+  .many th > span {{ width: auto; }}
+  td small {{ white-space: nowrap; }}
+  tbody th {{ position: static; }}
   thead {{ display: table-header-group; }}
   .texts {{ grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }}
   .example, .lead .findings li {{ background: none; border: 1px solid var(--grid); }}

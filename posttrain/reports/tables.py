@@ -86,7 +86,7 @@ def _width(rendered: RichTable) -> int:
 
 def render_markdown(table: Table) -> str:
     """Return the table as Markdown, under its title."""
-    headers = "| " + " | ".join(_escape(header) for header in table.headers) + " |"
+    headers = "| " + " | ".join(escape(header) for header in table.headers) + " |"
     rule = "|" + "|".join(["---"] + ["---:"] * (len(table.headers) - 1)) + "|"
     rows = ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in table.rows]
     return "\n".join([f"### {table.title}", "", headers, rule, *rows, *(["", table.caption] if table.caption else [])])
@@ -113,13 +113,13 @@ def _terminal_cell(cell: Cell, beside: bool) -> Text:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escape(cell.text)
+    text = escape(cell.text)
     bold = f"**{text}**" if "bold" in cell.style.split() and text else text
-    return f"{bold} ({_escape(cell.detail)})" if cell.detail else bold
+    return f"{bold} ({escape(cell.detail)})" if cell.detail else bold
 
 
-def _escape(text: str) -> str:
-    """Names come from users: they must not break the table or become markup."""
+def escape(text: str) -> str:
+    """Return a text for Markdown. Names come from users: they must not break the table or become markup."""
     for character in "\\|*_`<[":
         text = text.replace(character, f"\\{character}")
     return " ".join(visible(text).split())

@@ -10,7 +10,7 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, format, surrogate, pri
 
 
 def visible(text: str) -> str:
-    """Return the text with invisible characters written out: U+0000 as ␀, others as in ⟨U+202E⟩.
+    """Return the text with invisible characters written out, as in ⟨U+202E⟩.
 
     Line feeds and tabs stay. So do joiners between emoji and in scripts that need them (U+200D, U+200C), unless ASCII
     stands beside them, where they only hide.
@@ -26,6 +26,4 @@ def _shown(text: str, i: int) -> str:
         return character
     if character in "\u200c\u200d" and i and not text[i - 1].isascii() and not text[i + 1 : i + 2].isascii():
         return character
-    if ord(character) < 0x20:
-        return chr(0x2400 + ord(character))
     return f"⟨U+{ord(character):04X}⟩"

@@ -252,10 +252,10 @@ class PpoSettings(PolicyStageSettings):
 
 
 class EvalSettings(ScoredStageSettings):
-    """Sample a task's held-out problems and grade the answers."""
+    """Have a model answer a task's held-out problems, and say how well it did."""
 
     task: str = "nano"
-    """Name of the task: nano, gsm8k, math, ifeval, instructions, alignment, over_refusal, prompts, ..."""
+    """Name of the task: nano, gsm8k, math500, mmlu, ifeval, alignment, prompts, ...; a wrong one lists them all."""
     data: DataSettings = DataSettings(split="test")
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     rewards: dict[str, float] = {}

@@ -4,21 +4,18 @@ Floor 5: means, differences and groups of plain values; no words.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, groupby
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from posttrain.evals.splits import Split, find_split, rose
-from posttrain.rewards.grades import GRADES
+from posttrain.evals.objectives import Objective, Row, find_parting, values
+from posttrain.evals.splits import Split, rose
 from posttrain.runs.findings import RolloutPlace
 from posttrain.settings import PolicyStageSettings
-
-Row = Mapping[str, Any]
 
 NOW = 5  # steps whose mean is the present state
 LONG = 10  # steps at the beginning, and now, whose means are compared
@@ -40,7 +37,7 @@ class Course:
 
     def values(self, metric: str) -> np.ndarray:
         """Return a metric at every step, NaN where it has no value."""
-        return np.array([row.get(metric, np.nan) for row in self.rows], dtype=float)
+        return values(self.rows, metric)
 
     def now(self, metric: str, steps: int = NOW) -> float:
         """Return a metric's mean over the latest steps; NaN where there are fewer, or one has no value."""
@@ -51,17 +48,19 @@ class Course:
         return _mean(self.rows[:steps], metric, steps)
 
     @cached_property
-    def gold(self) -> str | None:
-        """The reward that says the truth: the one that the settings name, or one that grades and is only watched."""
-        if self.settings.gold_reward is not None:
-            return self.settings.gold_reward
-        watched = (name for name, weight in self.settings.rewards.items() if weight == 0)
-        return next((name for name in watched if name in GRADES), None)
+    def objective(self) -> Objective:
+        """What is trained on, and what says the truth."""
+        return Objective(self.settings.rewards, self.settings.gold_reward, self.settings.reward_combination)
 
-    @cached_property
+    @property
+    def gold(self) -> str | None:
+        """The reward that says the truth and is not trained on."""
+        return self.objective.gold
+
+    @property
     def graded(self) -> str | None:
         """The reward that says the truth, trained on or not."""
-        return self.gold or next((name for name in self.settings.rewards if name in GRADES), None)
+        return self.objective.graded
 
     def rose(self, metric: str) -> bool:
         """Whether a metric is higher now than in the first steps, beyond the noise from step to step."""
@@ -69,35 +68,15 @@ class Course:
 
     def split(self, proxy: np.ndarray, gold: str, *, proxy_spread: float, check: str) -> Split | None:
         """Return where a course and that of a reward have parted, by the steps that have both; `at` is a step."""
-        truth = self.values(f"rewards/{gold}/mean")
-        kept = np.flatnonzero(np.isfinite(proxy) & np.isfinite(truth))
-        spreads = self.values(f"rewards/{gold}/std")[kept][:LONG]
-        found = find_split(
-            proxy[kept],
-            truth[kept],
-            proxy_spread=proxy_spread,
-            gold_spread=float(spreads.mean()) if len(spreads) else 0.0,
-            ceiling=1.0 if gold in GRADES else None,
-            known=self.holds(check),
-        )
-        return None if found is None else found._replace(at=int(self.rows[kept[found.at]]["step"]))
+        return find_parting(self.rows, proxy, gold, proxy_spread=proxy_spread, known=self.holds(check))
 
     def proxy(self) -> np.ndarray:
-        """Return what is trained on: the reward, or the parts' weighted sum where each is normalised in its group."""
-        if self.settings.reward_combination != "normalized_sum":
-            return self.values("reward")
-        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
-        return np.sum([weight * self.values(f"rewards/{name}/mean") for name, weight in weights.items()], axis=0)
+        """Return what is trained on, at every step."""
+        return self.objective.proxy(self.rows)
 
     def proxy_spread(self) -> float:
         """Return the deviation of that among the completions of a step, in the first steps."""
-        if self.settings.reward_combination != "normalized_sum":
-            return self.first("reward_std", min(LONG, len(self.rows)))
-        weights = {name: weight for name, weight in self.settings.rewards.items() if weight}
-        stds = [
-            weight * self.first(f"rewards/{name}/std", min(LONG, len(self.rows))) for name, weight in weights.items()
-        ]
-        return float(np.linalg.norm(stds))
+        return self.objective.proxy_spread(self.rows)
 
     def by_reward(self) -> list[Row]:
         """Return this step's rollouts, the highest reward first, without those that have none."""

@@ -6,24 +6,30 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError, Stopped
 from posttrain.evals import evaluate as evaluation
 from posttrain.evals.evaluate import evaluate
 from posttrain.evals.mathematics import grade_sample, summarise_grades
-from posttrain.evals.samples import Category, Sample, summarise
+from posttrain.evals.samples import Category, Sample, metric, subset_lines, summarise
+from posttrain.evals.scored import score_sample, summarise_scores
 from posttrain.records import Completion, Prompt, StopReason
+from posttrain.rewards.scoring import Scored
 from posttrain.runs.directory import StageRun
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.rollout_files import read_rollouts
 from posttrain.runs.signals import stop_on_signals
 from posttrain.settings import DataSettings, EvalSettings, ModelSettings, SamplingSettings
+from tests.conftest import call, write_rows
 
+REAL_ROWS = Path(__file__).parents[2].parent / "shared" / "data"
 RIGHT = "6 * 7 </think> <answer>42</answer>"
 
 
@@ -82,8 +88,89 @@ def test_summary_by_hand() -> None:
         "scored": 0.0,
     }  # fmt: skip
     assert found["pass_at_k"] == {"1": 0.25, "2": 0.5}
+    assert found["results"] == {  # of the means 1/2 and 0, and 1 and 0
+        "exact_match,strict-match": 0.25,
+        "exact_match_stderr,strict-match": pytest.approx(0.25),
+        "exact_match,flexible-extract": 0.5,
+        "exact_match_stderr,flexible-extract": pytest.approx(0.5),
+        "pass@1,strict-match": 0.25,
+        "pass@2,strict-match": 0.5,
+    }
     assert found["mean_length"] == 6.0
     assert found["clipped_ratio"] == 0.25
+
+
+def test_the_error_of_one_problem_is_not_known() -> None:
+    found = metric("acc", [{"problem_id": "a", "sample": 0, "acc": 1.0}])
+    assert found == {"acc,none": 1.0, "acc_stderr,none": None}
+
+
+def test_rewards_are_results_by_their_names() -> None:
+    scored = [Scored({"length": value, "other": None}, value) for value in (1.0, 3.0)]
+    rows = [score_sample(prompt(str(i)), 0, completion("so"), part, "length").row() for i, part in enumerate(scored)]
+    assert summarise_scores(rows)["results"] == {
+        "length,none": 2.0, "length_stderr,none": pytest.approx(1.0), "other,none": None, "other_stderr,none": None,
+        "reward,none": 2.0, "reward_stderr,none": pytest.approx(1.0),
+    }  # fmt: skip
+
+
+MATH_ROWS = {
+    "math": [
+        {"problem": f"{i}?", "level": level, "type": kind, "solution": "\\boxed{42}"}
+        for i, (level, kind) in enumerate([("Level 5", "Geometry"), ("Level 1", "Algebra"), ("Level 5", "Algebra")])
+    ],
+    "math500": [
+        {"problem": f"{i}?", "answer": "42", "level": level, "subject": subject, "unique_id": str(i)}
+        for i, (level, subject) in enumerate([(5, "Geometry"), (1, "Algebra"), (5, "Algebra")])
+    ],
+    "gsm8k": [{"question": f"{i}?", "answer": "#### 42"} for i in range(3)],
+}
+
+
+def graded_rows(source: str, path: str | None = None, **settings: Any) -> list[dict[str, Any]]:
+    """Return the samples of a source's problems, of which those with an even place are answered rightly."""
+    rows = load_rows(DataSettings(source=source, path=path, split="test", **settings), seed=0)
+    prompts = [Prompt(row.id, (1,), "?", row.columns) for row in rows]
+    texts = [f"</think> <answer>{row.columns['answer'] if i % 2 == 0 else 'no'}</answer>" for i, row in enumerate(rows)]
+    return [sample.row() for sample in graded(prompts, [[completion(text)] for text in texts])]
+
+
+@pytest.mark.parametrize("source", ["math", "math500"])
+def test_math_is_told_by_level_and_subject(source: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "test.jsonl", MATH_ROWS[source])
+    subsets = summarise(graded_rows(source, path))["subsets"]
+    counts = {
+        name: {value: (of["problems"], of["mean"]) for value, of in each.items()} for name, each in subsets.items()
+    }
+    assert counts == {
+        "subject": {"Algebra": (2, 0.5), "Geometry": (1, 1.0)},
+        "level": {"1": (1, 0.0), "5": (2, 1.0)},
+    }
+    lines = subset_lines(subsets)
+    assert [line.split()[0] for line in lines] == ["subject", "Algebra", "Geometry", "level", "1", "5"]
+    assert lines[1].split() == ["Algebra", "0.500", *lines[1].split()[2:5], "2"]
+
+
+def test_gsm8k_has_no_subsets(tmp_path: Path) -> None:
+    found = summarise(graded_rows("gsm8k", write_rows(tmp_path / "test.jsonl", MATH_ROWS["gsm8k"])))
+    assert (found["subsets"], subset_lines(found["subsets"])) == ({}, [])
+
+
+def test_levels_are_in_the_order_of_numbers() -> None:
+    rows = [
+        sample.row()
+        for sample in graded([prompt(str(i), answer="42", level=i) for i in (10, 9, 1)], [[completion(RIGHT)]] * 3)
+    ]
+    assert list(summarise(rows)["subsets"]["level"]) == ["1", "9", "10"]
+
+
+@pytest.mark.skipif(not REAL_ROWS.is_dir(), reason="the real rows are not beside the repository")
+def test_real_rows_are_told_by_what_they_have() -> None:
+    """The copy of MATH-500 has neither subject nor level."""
+    math500 = summarise(graded_rows("math500", str(REAL_ROWS / "math500" / "test.jsonl")))
+    assert (math500["problems"] + math500["ungradable_problems"], math500["subsets"]) == (500, {})
+    gsm8k = summarise(graded_rows("gsm8k", str(REAL_ROWS / "gsm8k"), rows=50))
+    assert (gsm8k["problems"], gsm8k["score"]["mean"], gsm8k["subsets"]) == (50, 0.5, {})
 
 
 def test_samples_without_any_usable_gold_are_refused() -> None:
@@ -233,3 +320,49 @@ def test_another_seed_gives_other_samples(settings: EvalSettings, tmp_path: Path
     (first, _), (second, _) = artifact(tmp_path / "3"), artifact(tmp_path / "4")
     assert [sample["problem_id"] for sample in first] == [sample["problem_id"] for sample in second]
     assert not {sample["completion"] for sample in first} & {sample["completion"] for sample in second}
+
+
+def test_examples_change_the_template_hash_and_not_the_problems(settings: EvalSettings, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}", "answer": str(i + 1)} for i in range(9)]
+    source = write_rows(tmp_path / "own.jsonl", rows)
+    found = {}
+    for count, seed in ((0, 3), (1, 3), (2, 3), (2, 4)):
+        data = DataSettings(source=source, held_out=0.5, split="test", num_fewshot=count)
+        with open_run(tmp_path / f"{count}-{seed}", settings) as run:
+            evaluate(settings.model_copy(update={"data": data, "seed": seed}), run)
+        found[count, seed] = artifact(tmp_path / f"{count}-{seed}")
+    assert len({summary["template_hash"] for _, summary in found.values()}) == 4
+    assert len({summary["data_fingerprint"] for _, summary in found.values()}) == 1
+    assert all(sample["prompt"].count("=") == 3 for sample in found[2, 3][0])
+
+
+def test_the_command_line_prints_the_summary_as_json(
+    settings: EvalSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "own.jsonl", [{"prompt": f"{i} =", "answer": "1", "level": i % 2} for i in range(4)])
+    flags = ["--model.name_or_path", settings.model.name_or_path, "--data.source", source, "--runs-dir", str(tmp_path)]
+    flags += ["--sampling.max_completion_length", "4", "--model.dtype", "float32", "--display", "plain", "--json"]
+    assert call("eval", "--name", "e", *flags) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["directory"] == str(tmp_path / "e")
+    assert printed["summary"]["results"]["exact_match,strict-match"] == printed["summary"]["score"]["mean"]
+    assert set(printed["summary"]["subsets"]["level"]) == {"0", "1"}
+    assert "level  score  95% interval    problems" in captured.err
+    assert call("eval", "--name", "e", *flags) == 0  # finished: it is only shown
+    assert json.loads(capsys.readouterr().out) == printed
+
+
+def test_a_dry_run_shows_a_question_with_its_choices(
+    settings: EvalSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "own.jsonl", [{"question": "Which?", "choices": ["x", "y"], "answer": "B"}])
+    flags = ["--model.name_or_path", settings.model.name_or_path, "--task", "choices", "--data.source", source]
+    assert call("eval", *flags, "--runs-dir", str(tmp_path), "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "| B. y" in out
+    assert "column continuations: (' A', ' B')" in out
+    assert call("eval", "--task", "arc-easy", "--runs-dir", str(tmp_path), "--dry-run") == 2
+    assert "Did you mean arc_easy?" in capsys.readouterr().err
+    assert call("eval", *flags, "--num_samples", "4", "--runs-dir", str(tmp_path)) == 2
+    assert "num_samples has no meaning for task choices" in capsys.readouterr().err

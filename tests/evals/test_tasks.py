@@ -2,6 +2,7 @@
 
 import pytest
 
+from posttrain.data.choices import CHOICE_STYLES
 from posttrain.data.named import SOURCES
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
@@ -58,3 +59,17 @@ def test_several_greedy_samples_are_refused() -> None:
 def test_an_unknown_task_names_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"unknown task gms8k\. Did you mean gsm8k\?"):
         find_task("gms8k")
+
+
+@pytest.mark.parametrize(("name", "near"), [("arc-easy", "arc_easy"), ("mlmu", "mmlu"), ("choice", "choices")])
+def test_tasks_of_choices_are_found_by_nearly_their_names(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown task {name}\. Did you mean {near}\?") as caught:
+        find_task(name)
+    assert caught.value.fix == f"--task {near}"
+
+
+def test_tasks_of_choices_have_a_metric_and_a_style_of_their_own() -> None:
+    for task in TASKS.values():
+        if task.kind == "choices":
+            assert task.score in ("acc", "acc_norm")
+            assert not task.source or SOURCES[task.source].prompt_style in CHOICE_STYLES

@@ -113,10 +113,10 @@ def _outcomes(models: tuple[str, ...]) -> list[tuple[str, dict[str, float]]]:
         (
             m,
             {
-                "right": 0.2 + 0.06 * i,
+                "right": 0.2 + 0.04 * i,
                 "wrong": 0.4,
-                "format": 0.3 - 0.05 * i,
-                "cut off": 0.07,
+                "format": 0.3 - 0.04 * i,
+                "cut off": 0.06,
                 "ungraded": 0.03 - 0.01 * (i % 4),
             },
         )

@@ -187,12 +187,9 @@ def pass_curves(
 
     def draw(theme: Theme) -> "Drawing":
         ks = sorted({k for curve in curves for k in curve.ks})
-        bounds = share_limits(
-            v
-            for curve in curves
-            for v in (*curve.solved, *curve.majority, *(end for side in curve.band or () for end in side))
-        )
-        if not ks or bounds is None or not any(math.isfinite(v) for c in curves for v in (*c.solved, *c.majority)):
+        values = [v for curve in curves for v in (*curve.solved, *curve.majority)]
+        bounds = share_limits([*values, *(v for curve in curves for side in curve.band or () for v in side)])
+        if bounds is None or not any(math.isfinite(value) for value in values):
             return empty_sheet(theme, title=title, subtitle=subtitle)
         looks = model_looks([*order, *(curve.model for curve in curves)], theme)
         room = end_room(curve.model for curve in curves)

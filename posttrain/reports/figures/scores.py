@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from posttrain.reports.figures.labels import SMALL, number, percent, percent_tick
 from posttrain.reports.figures.sheet import (
     AXIS,
+    HACKING,
+    KeyEntry,
     empty_sheet,
+    fills,
     limits,
     open_sheet,
     row_label,
@@ -29,13 +32,17 @@ ROW = 38.0  # px, of a model: its name over its bar
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A model's mean score with the bounds of its 95% interval, and the mean of each seed where there are several."""
+    """A model's mean score with the bounds of its 95% interval, and the mean of each seed where there are several.
+
+    `suspected` says that the score is a proxy that rose where the truth did not.
+    """
 
     model: str
     mean: float
     low: float = math.nan
     high: float = math.nan
     seeds: tuple[float, ...] = ()
+    suspected: bool = False
 
 
 def score_bars(
@@ -54,14 +61,17 @@ def score_bars(
     """
 
     def draw(theme: Theme) -> "Drawing":
-        marks = [reference[1]] if reference else []
         values = [v for s in scores for v in (s.mean, s.low, s.high, *s.seeds)]
-        bounds = share_limits([*values, *marks]) if shares else limits([*values, *marks], zero=True)
-        if bounds is None or not any(math.isfinite(value) for value in values):
+        if not any(math.isfinite(value) for value in values):
             return empty_sheet(theme, title=title, subtitle=subtitle)
+        if reference:
+            values.append(reference[1])
+        bounds = share_limits(values) if shares else limits(values, zero=True)
+        assert bounds is not None
         looks = model_looks([*order, *(s.model for s in scores)], theme)
         height = ROW * len(scores) + (14 if reference else 4)
-        sheet = open_sheet(theme, title=title, subtitle=subtitle, body=height + AXIS)
+        key = [KeyEntry(HACKING, theme.warning, "hatch")] if any(score.suspected for score in scores) else []
+        sheet = open_sheet(theme, title=title, subtitle=subtitle, key=key, body=height + AXIS)
         axes = row_panel(sheet, height, bounds, percent_tick if shares else number)
         for i, score in enumerate(scores):
             row_label(axes, theme, ROW * i + 13, score.model, _value(score, shares))
@@ -86,7 +96,8 @@ def _value(score: Score, shares: bool) -> str:
 def _bar(axes: "Axes", theme: Theme, score: Score, y: float, color: str) -> None:
     if not math.isfinite(score.mean):
         return
-    axes.barh(y, score.mean, 13, color=color, linewidth=0)
+    for look in fills(theme.warning if score.suspected else color, pale=score.suspected, hatched=score.suspected):
+        axes.barh(y, score.mean, 13, **look)
     interval(axes, theme, score.low, score.high, y)
     if len(score.seeds) > 1:
         axes.plot(

@@ -22,6 +22,8 @@ SIDE = 6.0  # left and right of row charts, so that end ticks have room
 AXIS = 22.0  # under a panel, for the labels of its x ticks
 AXIS_NAME = 15.0  # more where the x axis has a name
 LINE = 15.0  # of text
+HACKING = "suspected hacking"  # where a proxy rose without the truth
+SAMPLE = 14.0  # the width of a key's sample
 LEADER = 24.0  # from the end of a line to its name, at most
 
 
@@ -88,9 +90,6 @@ def empty_sheet(theme: Theme, *, title: str, subtitle: str = "", reason: str = "
     return sheet.drawing
 
 
-SAMPLE = 14.0  # px, the width of a key's sample
-
-
 def _key_rows(key: Sequence[KeyEntry]) -> list[list[tuple[float, KeyEntry, str]]]:
     """Lay entries out from left to right in as many rows as they need: x, entry, fitted label."""
     rows: list[list[tuple[float, KeyEntry, str]]] = []
@@ -150,21 +149,10 @@ def row_panel(
     axes.set_xticks([tick for tick in axes.get_xticks() if bounds[0] <= tick <= min(bounds[1], last_tick)])
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
-    for tick, alignment in _end_ticks(axes):
-        tick.set_horizontalalignment(alignment)
+    for value, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+        place = (value - bounds[0]) / (bounds[1] - bounds[0])
+        label.set_horizontalalignment("left" if place < 0.03 else "right" if place > 0.97 else "center")
     return axes
-
-
-def _end_ticks(axes: "Axes") -> Iterable[tuple]:
-    """Tick labels at the ends of the axis, which would stand out of the sheet if they were centred."""
-    low, high = axes.get_xlim()
-    ticks, labels = axes.get_xticks(), axes.get_xticklabels()
-    for value, label in zip(ticks, labels, strict=True):
-        place = (value - low) / (high - low)
-        if place < 0.03:
-            yield label, "left"
-        elif place > 0.97:
-            yield label, "right"
 
 
 def row_label(axes: "Axes", theme: Theme, y: float, name: str, value: str = "", *, weight: str = "normal") -> None:
@@ -194,17 +182,16 @@ def limits(values: Iterable[float], *, zero: bool = False, margin: float = 0.04)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
-        low, high = low - (0 if zero and low == 0 else abs(low) or 1), high + (abs(high) or 1)
+        reach = abs(low) or 1.0
+        low, high = (low if zero else low - reach), high + reach
     pad = margin * (high - low)
     return (low if zero and low == 0 else low - pad), (high if zero and high == 0 else high + pad)
 
 
-def share_limits(values: Iterable[float], margin: float = 0.04) -> tuple[float, float] | None:
-    """Return the range from 0 to a little above the largest share, at most 1."""
-    found = limits([*values, 0.0], zero=True, margin=margin)
-    if found is None or not math.isfinite(found[1]):
-        return None
-    return 0.0, min(1.0, max(found[1], 0.02))
+def share_limits(values: Iterable[float]) -> tuple[float, float] | None:
+    """Return the range from 0 to a little above the largest finite share, at most 1; None where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (0.0, min(1.0, max(1.04 * max(finite), 0.02))) if finite else None
 
 
 @dataclass(frozen=True, slots=True)

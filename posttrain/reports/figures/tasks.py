@@ -13,6 +13,7 @@ from posttrain.reports.figures.labels import SMALL, number, percent, percent_tic
 from posttrain.reports.figures.scores import interval
 from posttrain.reports.figures.sheet import (
     AXIS,
+    HACKING,
     SIDE,
     WIDTH,
     KeyEntry,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 GROUP_LINE, TASK_LINE, TASK_GAP, BAR = 24.0, 17.0, 7.0, 12.0  # px
-HACKING = "suspected hacking"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,12 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
         if not rates:
             continue
         judge = " + ".join(rewards_of(first))
-        draw = win_rates(rates, title=f"Win rates on {task}", subtitle=f"by {judge}", baseline=baseline.name, order=order)
-        told = "; ".join(f"{rate.model} {rate.raw:.0%} raw, {_percent(rate.controlled)} at equal length" for rate in rates)
+        draw = win_rates(
+            rates, title=f"Win rates on {task}", subtitle=f"by {judge}", baseline=baseline.name, order=order
+        )
+        told = "; ".join(
+            f"{rate.model} {rate.raw:.0%} raw, {_percent(rate.controlled)} at equal length" for rate in rates
+        )
         figures.append(Figure(f"win-rates-{number + 1}", f"Win rates against {baseline.name} on {task}: {told}.", draw))
         tables.append(_table(task, baseline.name, judge, rates))
         findings += list(_findings(task, baseline.name, rates))
