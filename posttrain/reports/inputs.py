@@ -15,7 +15,6 @@ import numpy as np
 from posttrain.errors import DataError
 from posttrain.evals.evaluate import KINDS, SAMPLES_FILE, SUMMARY_FILE
 from posttrain.evals.samples import by_problem, summarise
-from posttrain.evals.scored import summarise_scores
 from posttrain.runs.directory import EVENTS, METRICS, RESULT
 from posttrain.runs.identity import RUN, SETTINGS
 from posttrain.runs.logs import read_rows
@@ -248,8 +247,6 @@ def _merge(name: str, items: Sequence[_Found]) -> Evaluation:
         for row in item.evaluation.samples
     ]
     summary = {**first.summary, **summarise(rows)}
-    if first.summary.get("kind") == "scored":
-        summary |= summarise_scores(rows)
     summary["num_samples"] = first.summary["num_samples"]
     summary |= KINDS[first.summary["kind"]].summarise(rows)
     if "pass_at_k" in first.summary:
