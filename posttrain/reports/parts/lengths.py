@@ -21,7 +21,7 @@ from posttrain.reports.figures.lengths import Cloud, Lengths, length_densities, 
 from posttrain.reports.inputs import Evaluation, Inputs
 from posttrain.reports.numbers import plain_interval, plain_score, scale_of
 from posttrain.reports.paired import Sample, problem_means, side_by_side
-from posttrain.reports.part import Figure, Part, Tone
+from posttrain.reports.part import Figure, Part
 from posttrain.reports.tables import Cell, Table
 
 KEY, TITLE = "lengths", "Length and diversity"
