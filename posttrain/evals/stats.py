@@ -100,7 +100,7 @@ def bootstrap_interval(
     if problems < 2:
         return Interval(-math.inf, math.inf)
     numbers = np.arange(problems)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # of a statistic that no draw changes
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (numbers,), lambda drawn, axis: statistic(drawn), vectorized=True, n_resamples=resamples, batch=50,

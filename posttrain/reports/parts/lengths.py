@@ -171,14 +171,16 @@ def _changes(
             continue
         before = evaluations[baseline]
         scores = side_by_side(before.means(), after.means())
-        lengths = side_by_side(*(problem_means(e.samples, lambda sample: sample["num_tokens"]) for e in (before, after)))
+        lengths = side_by_side(*(problem_means(each.samples, _tokens) for each in (before, after)))
         if len(scores[0]) and len(lengths[0]):
             samples = int(after.summary["num_samples"]) if scale_of((before, after)) == "share" else None
             claim = only_longer(scores, lengths, samples=samples, within=_slope_of_score(after))
             yield Claim("warning", f"{where}{name} beside {baseline}: {claim.holds or claim.open}", claim.p)
         shared = sorted(told[baseline].diversity.keys() & told[name].diversity.keys())
         if shared and before.summary.get("sampling") == after.summary.get("sampling"):
-            collapse = mode_collapse(*([told[model].diversity[problem] for problem in shared] for model in (baseline, name)))
+            collapse = mode_collapse(
+                *([told[model].diversity[problem] for problem in shared] for model in (baseline, name))
+            )
             yield Claim("warning", f"{where}{name} beside {baseline}: {collapse.holds}", collapse.p)
 
 
@@ -202,7 +204,7 @@ def _figures(
     yield Figure(
         f"length-reward-{place}",
         f"{reward} over length of the completions on {task}, by model: {slopes}.",
-        length_scatter(clouds, title=f"Length and {reward} on {task}", order=order, reward=reward),
+        length_scatter(clouds, title=f"Length and {reward} on {task}", subtitle=f"{reward} over tokens.", order=order),
     )
     graded = [_lengths(each) for each in told]
     if any(row.right or row.wrong for row in graded):
@@ -242,6 +244,10 @@ def _limit(evaluations: Sequence[Evaluation]) -> tuple[str, float] | None:
     return f"cut off at {limit}", float(limit)
 
 
+def _tokens(sample: Sample) -> float:
+    return float(sample["num_tokens"])
+
+
 def _truncated(sample: Sample) -> bool:
     return bool(sample["stop_reason"] == StopReason.LENGTH)
 
@@ -277,17 +283,13 @@ def _length_table(task: str, told: Sequence[Told]) -> Table:
 
 
 def _mean_length(told: Told) -> tuple[float, Interval]:
-    return _over_problems(told, lambda sample: sample["num_tokens"])
+    means = np.array(list(problem_means(told.samples, _tokens).values()))
+    return float(means.mean()), mean_interval(means[:, None])
 
 
 def _share_truncated(told: Told) -> tuple[float, Interval]:
     means = np.array(list(problem_means(told.samples, _truncated).values()))
     return float(means.mean()), share_interval(means, told.num_samples)
-
-
-def _over_problems(told: Told, measure: Any) -> tuple[float, Interval]:
-    means = np.array(list(problem_means(told.samples, measure).values()))
-    return float(means.mean()), mean_interval(means[:, None])
 
 
 def _mean_or_none(values: Sequence[float]) -> str:
