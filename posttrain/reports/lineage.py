@@ -18,8 +18,8 @@ def every_stage(inputs: Inputs) -> list[Course]:
             _visit(course, found)
     for model in inputs.models:
         for evaluation in model.evaluations.values():
-            if (course := evaluation_stage(evaluation)) is not None:
-                _visit(course, found)
+            if (stage := evaluation_stage(evaluation)) is not None:
+                _visit(stage, found)
     return list(found.values())
 
 

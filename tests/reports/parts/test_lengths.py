@@ -46,7 +46,7 @@ def test_a_model_that_only_got_longer_is_named() -> None:
     part = lengths_part(inputs(model("base", before), model("long", answered("long", tokens=60, samples=8, seed=1))))
     (finding,) = [finding for finding in part.findings if "longer, not better" in finding.text]
     assert finding.tone == "warning"
-    assert finding.text.startswith("long beside base: longer, not better: ")
+    assert finding.text.startswith("nano: long beside base: longer, not better: ")
     assert finding.text in {claim["text"] for claim in strict_json(part)["claims"] if claim["holds"]}
 
 
@@ -71,7 +71,9 @@ def test_models_that_are_alike_raise_hardly_any_claim() -> None:
 def test_a_reward_that_pays_for_length_is_told_with_its_slope_at_equal_grades() -> None:
     part = lengths_part(inputs(model("x", answered("x", samples=4, love_of_length=2.0, problems=20))))
     (text,) = texts(part)
-    assert text.startswith("of two answers of x to one prompt, graded alike, the longer one has the higher reward: +")
+    assert text.startswith(
+        "nano: of two answers of x to one prompt, graded alike, the longer one has the higher reward: +"
+    )
     slopes = strict_json(part)["tasks"]["nano"]["models"]["x"]["slopes"]
     assert slopes["within"]["low"] < 2.0 < slopes["within"]["high"]
     assert slopes["least_squares"]["high"] > 2.0
