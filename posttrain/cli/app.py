@@ -4,7 +4,6 @@ Floor 7: parses and prints, no more. Libraries are imported inside the verbs, so
 """
 
 import difflib
-import json
 import os
 import sys
 import warnings
@@ -19,6 +18,7 @@ from posttrain import __version__
 from posttrain.cli.data import data_app
 from posttrain.cli.grading import grade, rescore
 from posttrain.cli.parsing import JsonFlag, Overrides, parsed, print_result
+from posttrain.cli.reports import card, compare
 from posttrain.cli.rewards import rewards_app
 from posttrain.cli.rollouts import rollouts
 from posttrain.cli.scoring import score
@@ -177,58 +177,6 @@ def _refuse_mistyped_options(overrides: Sequence[str]) -> None:
 
 
 @app.command
-def compare(
-    *directories: Path,
-    baseline: Annotated[
-        str | None, Parameter(help="Name of the evaluation to compare with; the first by default.")
-    ] = None,
-    out: Annotated[Path, Parameter(help="Where the report is written: HTML, Markdown, JSON, figures.")] = Path(
-        "comparison"
-    ),
-    fail_on_regression: Annotated[
-        float | None,
-        Parameter(
-            name=("--fail-on-regression", "--fail_on_regression"),
-            help="End with exit code 1 where a model's whole 95% interval is this much below the baseline: 0.02.",
-        ),
-    ] = None,
-    allow_mismatch: Annotated[
-        bool,
-        Parameter(
-            name=("--allow-mismatch", "--allow_mismatch"),
-            help="Report evaluations that were not scored alike side by side, without a test.",
-        ),
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Compare finished evaluations: one report with intervals, paired tests, figures and completions.
-
-    Parameters
-    ----------
-    directories
-        Evaluations, or runs, which stand for all their evaluations.
-    """
-    from dataclasses import asdict
-
-    from posttrain.pipeline.evaluations import choose_baseline, find_evaluations, regressions
-    from posttrain.reports.comparison import compare as compare_evaluations
-    from posttrain.reports.comparison import print_comparisons
-    from posttrain.runs.durable import make_directory
-
-    evaluations = find_evaluations(directories)
-    chosen = choose_baseline(evaluations, baseline)
-    make_directory(out)
-    found = compare_evaluations(evaluations, chosen, out, allow_mismatch=allow_mismatch)
-    if as_json:
-        print(json.dumps({task: asdict(comparison) for task, comparison in found.items()}))
-    else:
-        print_comparisons(found.values(), out)
-    if fail_on_regression is not None and (worse := regressions(found, fail_on_regression)):
-        print("\n".join(f"regression: {sentence}" for sentence in worse), file=sys.stderr)
-        sys.exit(1)
-
-
-@app.command
 def generate(
     *sampling: Overrides,
     model: Annotated[str, Parameter(help="Directory or name of the model.")],
@@ -256,6 +204,8 @@ app.command(data_app)
 app.command(rewards_app)
 app.command(score)
 app.command(rollouts)
+app.command(compare)
+app.command(card)
 app.command(grade)
 app.command(rescore)
 

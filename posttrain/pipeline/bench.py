@@ -18,6 +18,7 @@ from posttrain.config import with_value
 from posttrain.data.sources import load_rows
 from posttrain.errors import PosttrainError
 from posttrain.evals.evaluate import PROBLEMS_PER_STEP
+from posttrain.evals.tasks import ROW_KINDS, find_task
 from posttrain.models.files import locate
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.machine import Machine, measure_machine
@@ -189,7 +190,7 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
         few = with_value(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
         limit = min(_max_length(settings) or PROBE_LENGTH, PROBE_LENGTH)
         least = min(max(shape.smallest, _value(settings, "num_mini_batches") or 1), full)
-        smallest = with_value(with_value(few, shape.size, least), "sampling.max_completion_length", limit)
+        smallest = _with_max_length(with_value(few, shape.size, least), limit)
         size = affordable(measure(work, smallest, budget=math.inf, max_steps=1), full, least)
         resized = settings if size == full else with_value(settings, shape.size, size)
     found, length = _measure_within_budget(work, resized, shape, size)
@@ -211,7 +212,7 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
 def affordable(probe: Measurement, full: int, least: int = 1) -> int:
     """Return how many rows a step may have, from `least` to `full`, given the seconds of a step of `least` rows."""
     phases = probe.steps[0].phases if probe.steps else {}
-    slowest = max(phases.get(GENERATE, 0.0), phases.get(UPDATE, 0.0), 1e-9)
+    slowest = max(*phases.values(), 1e-9)
     return max(least, min(full, int(least * LENIENCY * BUDGET / slowest)))
 
 
@@ -287,10 +288,12 @@ def _measure_within_budget(
     found = measure(work, settings, budget=BUDGET)
     if found.steps or not isinstance(settings, PolicyStageSettings | EvalSettings):
         return found, 0
+    if not _max_length(settings):
+        return measure(work, settings, budget=math.inf, max_steps=1), 0
     samples = _value(settings, shape.samples) if shape and shape.samples else 1
     waves = math.ceil(size * samples / settings.engine.max_sequences)
     length = max(1, min(found.decoded, _max_length(settings)) // (2 * waves))
-    shorter = with_value(settings, "sampling.max_completion_length", length)
+    shorter = _with_max_length(settings, length)
     return measure(work, shorter, budget=math.inf, max_steps=2), length
 
 
@@ -302,7 +305,8 @@ def _rows_of_steps(settings: ModelStageSettings, shape: Shape | None) -> int:
         return int(_value(settings, shape.size))
     data = data_of(settings)
     assert data is not None
-    return len(load_rows(data, seed=settings.seed))
+    kinds = ROW_KINDS[find_task(settings.task).kind] if isinstance(settings, EvalSettings) else ()
+    return len(load_rows(data, seed=settings.seed, kinds=kinds))
 
 
 def _value(settings: Any, dotted: str) -> Any:
@@ -314,7 +318,14 @@ def _value(settings: Any, dotted: str) -> Any:
 
 def _max_length(settings: Settings) -> int:
     """Return the token limit of completions; 0 for a stage that samples none."""
+    if isinstance(settings, EvalSettings) and find_task(settings.task).kind == "choices":
+        return 0
     return _value(settings, "sampling.max_completion_length") or 0
+
+
+def _with_max_length(settings: ModelStageSettings, length: int) -> ModelStageSettings:
+    """Return the settings with another token limit; unchanged for a stage that samples no completions."""
+    return with_value(settings, "sampling.max_completion_length", length) if _max_length(settings) else settings
 
 
 def _mean(values: Sequence[float]) -> float:

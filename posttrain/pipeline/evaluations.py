@@ -13,9 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from posttrain.config import near_match
 from posttrain.errors import ConfigError
 from posttrain.evals.evaluate import SUMMARY_FILE
+from posttrain.reports.card import write_card
 from posttrain.reports.comparison import COMPARISON_FILE, print_comparisons
-from posttrain.reports.contrasts import Comparison
+from posttrain.reports.contrasts import Comparison, compare_tasks
+from posttrain.reports.inputs import read_inputs
 from posttrain.reports.numbers import signed
+from posttrain.reports.report import build_report
+from posttrain.runs import durable
 from posttrain.runs.directory import EVENTS
 from posttrain.runs.logs import read_rows
 
@@ -59,9 +63,9 @@ def regressions(comparisons: Mapping[str, Comparison], margin: float) -> list[st
     ]
 
 
-def choose_baseline(evaluations: dict[str, Path], wanted: str | None) -> str:
+def choose_baseline(evaluations: dict[str, Path], wanted: str | None, *, at_least: int = 2) -> str:
     """Return the name of the baseline: the one wanted, else the first."""
-    if len(evaluations) < 2:
+    if len(evaluations) < at_least:
         found = ", ".join(str(path) for path in evaluations.values()) or "none"
         raise ConfigError(
             f"a comparison needs two finished evaluations; found {found}", fix="posttrain compare DIR DIR"
@@ -96,3 +100,23 @@ def _begun(path: Path) -> tuple[float, str]:
 def _is_evaluation(path: Path) -> bool:
     """Whether a directory is a finished evaluation stage's, or an artifact by itself."""
     return any((place / SUMMARY_FILE).is_file() for place in (path, path / "artifact"))
+
+
+def write_model_card(stage: Path, directories: Sequence[Path], baseline: str | None, out_dir: Path) -> Path:
+    """Write the card of the model that a stage trained, from the evaluations of its run or of those named.
+
+    Raises ConfigError where none of them is of this model.
+    """
+    evaluations = find_evaluations(directories or [stage.resolve().parent])
+    inputs = read_inputs(evaluations, choose_baseline(evaluations, baseline, at_least=1))
+    own = stage.resolve()
+    found = [model for model in inputs.models if own in {course.path.resolve() for course in model.courses}]
+    if not found:
+        known = ", ".join(model.name for model in inputs.models)
+        raise ConfigError(
+            f"none of these evaluations is of the model of {stage}: they are of {known}",
+            fix=f"posttrain eval --model.name_or_path {stage / 'artifact'}",
+        )
+    comparisons = compare_tasks(inputs)
+    durable.make_directory(out_dir)
+    return write_card(inputs, comparisons, build_report(inputs, comparisons), found[0].name, out_dir)

@@ -158,7 +158,8 @@ def _stored(stage: Path) -> Iterator[Regraded]:
     samples = stage / "artifact" / SAMPLES_FILE
     if samples.is_file():
         summary = json.loads((stage / "artifact" / SUMMARY_FILE).read_text(encoding="utf-8"))
-        yield from _samples(samples, summary["strict_profile"])
+        if summary["strict_profile"] is not None:  # else nothing was graded
+            yield from _samples(samples, summary["strict_profile"])
         return
     for file in sorted((stage / "rollouts").glob("step-*.parquet")):
         yield from _rollouts(file)

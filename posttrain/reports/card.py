@@ -14,7 +14,7 @@ from posttrain.evals.samples import REWARD
 from posttrain.reports.contrasts import Comparison
 from posttrain.reports.inputs import Course, Inputs, Model, lineage
 from posttrain.reports.numbers import plain_difference, plain_interval, plain_p, plain_score, scale_of
-from posttrain.reports.part import Figure, Finding, Report
+from posttrain.reports.part import Figure, Report
 from posttrain.reports.style import png
 from posttrain.reports.tables import escape
 from posttrain.runs import durable
@@ -60,7 +60,8 @@ def write_card(inputs: Inputs, comparisons: Mapping[str, Comparison], report: Re
     model = inputs.model(name)
     if not model.courses:
         raise DataError(f"{name} was not trained by a run here: there is nothing to say of how it was made")
-    figures = [part.figures[0] for key in SHOWN for part in report.parts if part.key == key and part.figures]
+    parts = {part.key: part.figures for part in report.parts}
+    figures = [found for key in SHOWN if (found := _figure_of(name, parts.get(key, ()))) is not None]
     durable.make_directory(out_dir / FIGURES)
     for figure in figures:
         durable.write_file(out_dir / FIGURES / f"{figure.name}.png", png(figure.draw))
@@ -69,6 +70,11 @@ def write_card(inputs: Inputs, comparisons: Mapping[str, Comparison], report: Re
         durable.write_file(out_dir / EVAL_RESULTS / f"{task}.yaml", _yaml([entry]).encode())
     durable.write_file(out_dir / CARD, card_text(inputs, comparisons, report, name, figures).encode())
     return out_dir / CARD
+
+
+def _figure_of(name: str, figures: Sequence[Figure]) -> Figure | None:
+    """Return the figure of this model, or the first one, of all models."""
+    return next((figure for figure in figures if figure.alt.startswith(f"{name},")), next(iter(figures), None))
 
 
 def card_text(
@@ -113,6 +119,11 @@ def _header(model: Model, stages: Sequence[Course]) -> str:
             metric_type=metric,
             metric_name=words,
             metric_value=round(value, 6),
+            dataset_config=label if label != evaluation.task else None,
+            dataset_args={
+                "num_samples": evaluation.summary["num_samples"],
+                "temperature": evaluation.summary["sampling"].get("temperature"),
+            },
         )
         for label, evaluation in model.evaluations.items()
         for metric, words, value in _metrics(evaluation.summary)
@@ -133,11 +144,15 @@ def _header(model: Model, stages: Sequence[Course]) -> str:
 
 def _metrics(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
     """Yield metric, name and value: both accuracies where answers are graded, else the score."""
+    count = f"{summary['problems']} problems"
     if "strict" not in summary:
-        yield "score", "mean score", summary["score"]["mean"]
+        low, high = summary["score"]["low"], summary["score"]["high"]
+        yield "score", f"mean score (95% CI {low:.3g} to {high:.3g}, {count})", summary["score"]["mean"]
         return
     for grading in ("strict", "lenient"):
-        yield "exact_match", f"{grading} accuracy", summary[grading]["accuracy"]
+        low, high = (100 * summary[grading][end] for end in ("low", "high"))
+        words = f"{grading} accuracy (95% CI {low:.1f}% to {high:.1f}%, {count})"
+        yield "exact_match", words, summary[grading]["accuracy"]
 
 
 def _made_of(model: Model, stages: Sequence[Course]) -> str:
@@ -173,9 +188,8 @@ def _results(comparisons: Mapping[str, Comparison], inputs: Inputs, name: str) -
         for metric, value, against in rows:
             scale = "number" if metric == "reward" else comparison.scale
             interval = plain_interval(value["low"], value["high"], scale)
-            lines.append(
-                f"| {escape(task)} | {metric} | {plain_score(value['mean'], scale)} ({interval}) | {count} | {against} |"
-            )
+            told = f"{plain_score(value['mean'], scale)} ({interval})"
+            lines.append(f"| {escape(task)} | {metric} | {told} | {count} | {against} |")
     evaluation = next(iter(inputs.model(name).evaluations.values()))
     sampling = evaluation.summary["sampling"]
     graded = f"grader version {evaluation.summary['grader_version']}; " if "strict" in evaluation.summary else ""
@@ -189,15 +203,15 @@ def _results(comparisons: Mapping[str, Comparison], inputs: Inputs, name: str) -
 
 def _failures(report: Report, name: str) -> str:
     """Return what the report warns of that names the model."""
-    told: list[Finding] = [
-        finding
+    told = dict.fromkeys(
+        finding.text
         for part in report.parts
         for finding in part.findings
         if finding.tone in ("warning", "worse") and finding.text.startswith((f"{name} ", f"{name}:"))
-    ]
+    )
     if not told:
         return "The report of this comparison warns of none; that says what was looked for, not that there are none."
-    return "\n".join(f"- {escape(finding.text)}" for finding in told)
+    return "\n".join(f"- {escape(text)}" for text in told)
 
 
 def _data(stages: Sequence[Course]) -> str:

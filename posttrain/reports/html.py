@@ -95,10 +95,7 @@ def _figure(figure: Figure) -> str:
 
 def _table(table: Table) -> str:
     headers = "".join(f'<th scope="col"><span>{_escaped(header)}</span></th>' for header in table.headers)
-    rows = "".join(
-        f'<tr><th scope="row"><span>{_cell(row[0])}</span></th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in table.rows
-    )
+    rows = "".join(_row(*row) for row in table.rows)
     title = _escaped(table.title)
     caption = f'<p class="caption">{_prose(table.caption)}</p>' if table.caption else ""
     size = "table many" if len(table.headers) > MANY else "table"
@@ -106,6 +103,10 @@ def _table(table: Table) -> str:
         f'<div class="{size}"><h3>{title}</h3><div class="scroll" role="region" aria-label="{title}" tabindex="0">'
         f"<table><thead><tr>{headers}</tr></thead><tbody>{rows}</tbody></table></div>{caption}</div>"
     )
+
+
+def _row(name: Cell, *cells: Cell) -> str:
+    return f'<tr><th scope="row"><span>{_cell(name)}</span></th>{"".join(f"<td>{_cell(c)}</td>" for c in cells)}</tr>'
 
 
 def _cell(cell: Cell) -> str:
@@ -127,6 +128,8 @@ def _example(example: Example) -> str:
 def _text(text: str) -> str:
     """A text as it is, the rest of a long one folded away."""
     text = text.strip("\n")
+    if not text.strip():
+        return '<p class="dim">empty</p>'
     whole = f"<pre>{_escaped(text)}</pre>"
     lines = text.splitlines()
     if len(lines) <= FOLD_LINES and len(text) <= FOLD_CHARACTERS:
@@ -134,7 +137,7 @@ def _text(text: str) -> str:
     start = "\n".join(lines[:SHOWN_LINES])[:SHOWN_CHARACTERS].rstrip()
     more, less = f"show all {len(text):,} characters", "show less"
     return (
-        f"<details><summary><pre>{_escaped(start)} …</pre>"
+        f'<details><summary><span class="start">{_escaped(start)} …</span>'
         f'<span class="more">{more}</span><span class="less">{less}</span></summary>{whole}</details>'
     )
 

@@ -31,7 +31,7 @@ def evaluation_stage(evaluation: Evaluation) -> Course | None:
 def artifact_of(name: str, course: Course) -> Path:
     """Return the path of what a setting names, as a neighbour of the stage where the run was moved."""
     stage = stage_of(name, course.path)
-    return Path(name) if stage is None else stage / "artifact"
+    return Path(name) if stage is None else stage.resolve() / "artifact"
 
 
 def _visit(course: Course, found: dict[Path, Course]) -> None:

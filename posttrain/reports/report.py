@@ -3,11 +3,12 @@
 Floor 5: one visible list. A part that its runs cannot fill says so, and what would fill it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from posttrain.reports.contrasts import Comparison
 from posttrain.reports.inputs import Inputs
-from posttrain.reports.part import Part, Report
+from posttrain.reports.part import Finding, Part, Report
 from posttrain.reports.parts.calibration import calibration_part
 from posttrain.reports.parts.cost import cost_part
 from posttrain.reports.parts.course import course_part
@@ -37,13 +38,21 @@ PARTS: tuple[Callable[[Inputs, Comparisons], Part], ...] = (
 )
 
 
-def build_report(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Report:
-    """Return the report of models on their tasks."""
+def build_report(inputs: Inputs, comparisons: Comparisons) -> Report:
+    """Return the report of models on their tasks; its verdict repeats what any part warns of."""
     names = [model.name for model in inputs.models]
     counts = {task: comparison.models[0].summary["problems"] for task, comparison in comparisons.items()}
     problems = ", ".join(f"{count} prompts of {task}" for task, count in counts.items())
+    verdict, *others = (part(inputs, comparisons) for part in PARTS)
+    warnings = [finding for part in others for finding in part.findings if finding.tone == "warning"]
     return Report(
-        title=f"{', '.join(names[:-1])} and {names[-1]}",
+        title=f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0],
         subtitle=f"{problems}; compared with {inputs.baseline}",
-        parts=tuple(part(inputs, comparisons) for part in PARTS),
+        parts=(replace(verdict, findings=_before_notes(verdict.findings, warnings)), *others),
     )
+
+
+def _before_notes(findings: Sequence[Finding], warnings: Sequence[Finding]) -> tuple[Finding, ...]:
+    verdicts = [finding for finding in findings if finding.tone != "note"]
+    notes = [finding for finding in findings if finding.tone == "note"]
+    return (*verdicts, *dict.fromkeys(warnings), *notes)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ FONT = "DejaVu Sans"  # comes with matplotlib, so that layout is the same everyw
 FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
 HACKING_HATCH = "////"
+FILE_MARGIN = 12.0  # CSS px around a drawing that is a file of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,37 +105,49 @@ def model_looks(order: Iterable[str], theme: Theme) -> dict[str, Look]:
 
 def svg(draw: Draw, theme: Theme = LIGHT) -> str:
     """Return a drawing as a stand-alone SVG file in the theme's colours, the same text each time."""
-    return _tidy(_svg_text(draw, theme))
+    return _tidy(_svg_text(draw, theme, FILE_MARGIN))
 
 
 def inline_svg(draw: Draw, *, name: str, alt: str) -> str:
     """Return a drawing as an SVG element of a page, in the page's CSS variables, its ids prefixed with `name`."""
-    text = _tidy(_svg_text(draw, LIGHT), prefix=f"{name}-")
+    text = _tidy(_svg_text(draw, LIGHT, margin=0), prefix=f"{name}-")
     element = text[text.index("<svg") :]
-    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # of the whole page, were it left in
-    element = re.sub(r' xmlns(:xlink)?="[^"]*"| version="[^"]*"', "", element)
-    element = element.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt)}', 1)
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # left in, it would be the whole page's
     names = {color: name for name, color in LIGHT.variables().items()}
-    return re.sub(
-        r'(: ?|=")(#[0-9a-f]{6})\b',
-        lambda found: f"{found[1]}var({names[found[2]]})" if found[2] in names else found[0],
-        element,
-    )
+
+    def variable(color: re.Match) -> str:
+        return f"var({names[color[0]]})" if color[0] in names else color[0]
+
+    def with_variables(tag: str) -> str:
+        tag = re.sub(r' xmlns(:xlink)?="[^"]*"| version="[^"]*"', "", tag)
+        return re.sub(r"(?<=[ \"])#[0-9a-f]{6}\b", variable, tag)
+
+    element = _in_tags(element, with_variables)
+    return element.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt)}', 1)
 
 
 def png(draw: Draw, theme: Theme = LIGHT) -> bytes:
     """Return a drawing as a PNG file, `PNG_SCALE` pixels for each CSS px."""
     file = io.BytesIO()
-    with _matplotlib(theme):
-        draw(theme).savefig(file, format="png", dpi=PX_PER_INCH * PNG_SCALE, metadata={"Software": None})
+    _save(draw, theme, FILE_MARGIN, file, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
-def _svg_text(draw: Draw, theme: Theme) -> str:
+def _svg_text(draw: Draw, theme: Theme, margin: float) -> str:
     file = io.StringIO()
-    with _matplotlib(theme):
-        draw(theme).savefig(file, format="svg", metadata={"Date": None})
+    _save(draw, theme, margin, file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+def _save(draw: Draw, theme: Theme, margin: float, file: IO[Any], **options: Any) -> None:
+    from matplotlib.transforms import Bbox
+
+    with _matplotlib(theme):
+        drawing = draw(theme)
+        width, height = drawing.get_size_inches()
+        edge = margin / PX_PER_INCH
+        box = Bbox.from_extents(-edge, -edge, width + edge, height + edge)
+        drawing.savefig(file, dpi=PX_PER_INCH * PNG_SCALE, bbox_inches=box, **options)
 
 
 @contextmanager
@@ -178,15 +191,24 @@ def _settings(theme: Theme) -> dict[Any, Any]:
 
 def _tidy(text: str, prefix: str = "") -> str:
     """Drop what no reader needs: metadata, ids without a reference, digits past a hundredth of a px, a font by text."""
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<!DOCTYPE.*?>", "", text, flags=re.DOTALL)
     referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda i: f' id="{prefix}{i[1]}"' if i[1] in referenced else "", text)
-    text = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", text)
-    text = re.sub(r"(?<=[ \"(])-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
-    text = re.sub(r'(?<=[ "])(width|height)="([\d.]+)pt"', r'\1="\2"', text)
-    text = re.sub(r" font-family: [^;]*;| transform=\"rotate\(-?0 [^)]*\)\"", "", text)
+
+    def tidied(tag: str) -> str:
+        tag = re.sub(r' id="([^"]*)"', lambda i: f' id="{prefix}{i[1]}"' if i[1] in referenced else "", tag)
+        tag = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", tag)
+        tag = re.sub(r"-?\b\d+\.\d{3,}\b", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
+        tag = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', tag)
+        return re.sub(r' font-family: [^;]*;| transform="rotate\(-?0 [^)]*\)"', "", tag)
+
+    text = _in_tags(text, tidied)
     text = text.replace("</style>", f"text{{font-family: {FONT_STACK}}}</style>")
     return re.sub(r"\n\s*", "\n", text)
+
+
+def _in_tags(text: str, change: Callable[[str], str]) -> str:
+    """Change tags and leave the texts between them, which are names and numbers to read."""
+    return re.sub("<[^>]*>", lambda tag: change(tag[0]), text)
 
 
 def contrast(first: str, second: str) -> float:

@@ -19,7 +19,7 @@ from posttrain.reports.tables import render_markdown
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.logs import read_rows
 from posttrain.settings import ModelSettings
-from tests.conftest import call
+from tests.conftest import call, write_rows
 
 RECIPE = """\
 [model]
@@ -328,3 +328,14 @@ def test_ppo_is_measured(tmp_path: Path) -> None:
     assert stage.num_steps == 3
     assert stage.update is not None
     assert stage.update.tokens_per_second > 0
+
+
+def test_choices_are_measured_without_sampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"question": f"{i} + 1 =", "choices": [str(i), str(i + 1)], "answer": 1} for i in range(6)]
+    flags = ("--task", "choices", "--data.source", write_rows(tmp_path / "own.jsonl", rows))
+    stage = stage_of(*flags, kind="eval")
+    found = benching.bench_stage(stage, stage.settings.model, MACHINE)
+    assert (found.num_steps, found.num_sequences, found.generate) == (1, 6, None)
+    assert found.step_seconds > 0
+    monkeypatch.setattr(benching, "BUDGET", 0.0)
+    assert benching.bench_stage(stage, stage.settings.model, MACHINE).step_seconds > 0

@@ -85,3 +85,10 @@ def test_what_cannot_be_graded_again_is_said(tmp_path: Path) -> None:
     store(tmp_path / "rollouts" / "step-00000001.parquet", [row])
     with pytest.raises(DataError, match="no column gold"):
         rescore(tmp_path)
+
+
+def test_an_evaluation_without_grades_is_not_graded(tmp_path: Path) -> None:
+    store(tmp_path / "artifact" / "samples.parquet", [{"completion": " A", "gold": "pear", "stop_reason": ""}])
+    (tmp_path / "artifact" / "summary.json").write_text(json.dumps({"strict_profile": None}))
+    with pytest.raises(DataError, match="has no graded completions"):
+        rescore(tmp_path)

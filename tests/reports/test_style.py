@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from posttrain.reports.style import DARK, LIGHT, Theme, contrast, inline_svg, model_looks, svg
+from posttrain.reports.style import DARK, FILE_MARGIN, LIGHT, Theme, contrast, inline_svg, model_looks, svg
 from tests.reports.samples import HARD
 
 THEMES = {"light": LIGHT, "dark": DARK}
@@ -90,7 +90,7 @@ def test_a_model_is_known_by_its_place_in_the_report() -> None:
 def test_a_stand_alone_svg_is_whole_and_asks_for_nothing(name: str) -> None:
     drawn = svg(FIGURES[name])
     root = ElementTree.fromstring(drawn)
-    assert root.attrib["width"] == "368"
+    assert float(root.attrib["width"]) == 368 + 2 * FILE_MARGIN
     assert float(root.attrib["viewBox"].split()[3]) == float(root.attrib["height"])
     assert "var(" not in drawn
     assert not [link for link in re.findall(r'(?:href|src)="([^"]*)"', drawn) if not link.startswith("#")]

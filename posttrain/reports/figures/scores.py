@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from posttrain.reports.figures.labels import SMALL, number, percent, percent_tick
+from posttrain.reports.figures.labels import number, percent, percent_tick
 from posttrain.reports.figures.sheet import (
     AXIS,
     HACKING,
@@ -16,6 +16,7 @@ from posttrain.reports.figures.sheet import (
     empty_sheet,
     fills,
     limits,
+    line_at,
     open_sheet,
     row_label,
     row_panel,
@@ -61,11 +62,13 @@ def score_bars(
     """
 
     def draw(theme: Theme) -> "Drawing":
-        marks = [reference[1]] if reference else []
         values = [v for s in scores for v in (s.mean, s.low, s.high, *s.seeds)]
-        bounds = share_limits([*values, *marks]) if shares else limits([*values, *marks], zero=True)
-        if bounds is None or not any(math.isfinite(value) for value in values):
+        if not any(math.isfinite(value) for value in values):
             return empty_sheet(theme, title=title, subtitle=subtitle)
+        if reference:
+            values.append(reference[1])
+        bounds = share_limits(values) if shares else limits(values, zero=True)
+        assert bounds is not None
         looks = model_looks([*order, *(s.model for s in scores)], theme)
         height = ROW * len(scores) + (14 if reference else 4)
         key = [KeyEntry(HACKING, theme.warning, "hatch")] if any(score.suspected for score in scores) else []
@@ -75,7 +78,7 @@ def score_bars(
             row_label(axes, theme, ROW * i + 13, score.model, _value(score, shares))
             _bar(axes, theme, score, ROW * i + 26, looks[score.model].color)
         if reference:
-            _reference(axes, theme, reference, height)
+            line_at(axes, theme, reference[1], reference[0], height)
         return sheet.drawing
 
     return draw
@@ -118,13 +121,3 @@ def interval(axes: "Axes", theme: Theme, low: float, high: float, y: float, *, c
         axes.plot([low, high], [y, y], color=color, linewidth=width, solid_capstyle="butt", clip_on=False)
         for end in (low, high) if cap else ():
             axes.plot([end, end], [y - cap, y + cap], color=color, linewidth=width, clip_on=False)
-
-
-def _reference(axes: "Axes", theme: Theme, reference: tuple[str, float], height: float) -> None:
-    label, value = reference
-    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    place = axes.transLimits.transform((value, 0))[0]
-    side, shift = ("left", 4) if place < 0.6 else ("right", -4)
-    axes.annotate(
-        label, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
-    )

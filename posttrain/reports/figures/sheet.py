@@ -23,6 +23,7 @@ AXIS = 22.0  # under a panel, for the labels of its x ticks
 AXIS_NAME = 15.0  # more where the x axis has a name
 LINE = 15.0  # of text
 HACKING = "suspected hacking"  # where a proxy rose without the truth
+SAMPLE = 14.0  # the width of a key's sample
 LEADER = 24.0  # from the end of a line to its name, at most
 
 
@@ -89,9 +90,6 @@ def empty_sheet(theme: Theme, *, title: str, subtitle: str = "", reason: str = "
     return sheet.drawing
 
 
-SAMPLE = 14.0  # px, the width of a key's sample
-
-
 def _key_rows(key: Sequence[KeyEntry]) -> list[list[tuple[float, KeyEntry, str]]]:
     """Lay entries out from left to right in as many rows as they need: x, entry, fitted label."""
     rows: list[list[tuple[float, KeyEntry, str]]] = []
@@ -151,21 +149,10 @@ def row_panel(
     axes.set_xticks([tick for tick in axes.get_xticks() if bounds[0] <= tick <= min(bounds[1], last_tick)])
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
-    for tick, alignment in _end_ticks(axes):
-        tick.set_horizontalalignment(alignment)
+    for value, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+        place = (value - bounds[0]) / (bounds[1] - bounds[0])
+        label.set_horizontalalignment("left" if place < 0.03 else "right" if place > 0.97 else "center")
     return axes
-
-
-def _end_ticks(axes: "Axes") -> Iterable[tuple]:
-    """Tick labels at the ends of the axis, which would stand out of the sheet if they were centred."""
-    low, high = axes.get_xlim()
-    ticks, labels = axes.get_xticks(), axes.get_xticklabels()
-    for value, label in zip(ticks, labels, strict=True):
-        place = (value - low) / (high - low)
-        if place < 0.03:
-            yield label, "left"
-        elif place > 0.97:
-            yield label, "right"
 
 
 def row_label(axes: "Axes", theme: Theme, y: float, name: str, value: str = "", *, weight: str = "normal") -> None:
@@ -176,6 +163,17 @@ def row_label(axes: "Axes", theme: Theme, y: float, name: str, value: str = "", 
     name = fit(visible(name), room, TEXT, weight)
     axes.text(0, y, name, transform=across, fontsize=TEXT, fontweight=weight, bbox=ground)
     axes.text(1, y, value, transform=across, fontsize=SMALL, color=theme.muted, ha="right", bbox=ground)
+
+
+def line_at(axes: "Axes", theme: Theme, value: float, words: str, height: float) -> None:
+    """Draw a line at a value through a row panel of that height, its words at its foot on the roomier side."""
+    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    place = float(axes.transLimits.transform((value, 0))[0])
+    words = fit(visible(words), max(place, 1 - place) * (WIDTH - 2 * SIDE) - 6, SMALL)
+    side, shift = ("right", -4) if place > 0.5 else ("left", 4)
+    axes.annotate(
+        words, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
+    )
 
 
 def value_ticks(axis: "Axis", write: Callable[[float], str], count: int, *, whole: bool = False) -> None:
@@ -195,17 +193,16 @@ def limits(values: Iterable[float], *, zero: bool = False, margin: float = 0.04)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
-        low, high = low - (0 if zero and low == 0 else abs(low) or 1), high + (abs(high) or 1)
+        reach = abs(low) or 1.0
+        low, high = (low if zero else low - reach), high + reach
     pad = margin * (high - low)
     return (low if zero and low == 0 else low - pad), (high if zero and high == 0 else high + pad)
 
 
-def share_limits(values: Iterable[float], margin: float = 0.04) -> tuple[float, float] | None:
-    """Return the range from 0 to a little above the largest share, at most 1."""
-    found = limits([*values, 0.0], zero=True, margin=margin)
-    if found is None or not math.isfinite(found[1]):
-        return None
-    return 0.0, min(1.0, max(found[1], 0.02))
+def share_limits(values: Iterable[float]) -> tuple[float, float] | None:
+    """Return the range from 0 to a little above the largest finite share, at most 1; None where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (0.0, min(1.0, max(1.04 * max(finite), 0.02))) if finite else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,15 +96,18 @@ def sampled_evaluations(inputs: Inputs, task: str) -> dict[str, Evaluation]:
 
 
 def proxy_column(evaluations: Sequence[Evaluation]) -> str:
-    """Return the column of what training can raise: the reward where every model has one, else a score of it."""
-    rows = [sample for evaluation in evaluations for sample in evaluation.samples]
-    rewards = [REWARD, *(column for column in rows[0] if column.startswith(REWARDS))]
-    return next((column for column in rewards if all(row.get(column) is not None for row in rows)), "score")
+    """Return the column of what training can raise: the first reward that every model has, else the task's score."""
+    columns = [REWARD, *(column for column in evaluations[0].samples[0] if column.startswith(REWARDS))]
+    return next((column for column in columns if all(_has(each, column) for each in evaluations)), "score")
+
+
+def _has(evaluation: Evaluation, column: str) -> bool:
+    return any(sample.get(column) is not None for sample in evaluation.samples)
 
 
 def read(evaluation: Evaluation, column: str) -> Told:
     """Return what a model's completions say, with `column` as the reward."""
-    samples = [sample for sample in evaluation.samples if sample[column] is not None]
+    samples = [sample for sample in evaluation.samples if sample.get(column) is not None]
     rewards = np.array([sample[column] for sample in samples], dtype=float)
     lengths = np.array([sample["num_tokens"] for sample in samples], dtype=float)
     slopes = length_slopes(rewards, lengths, _prompts(samples))

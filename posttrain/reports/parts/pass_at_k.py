@@ -104,7 +104,8 @@ def pass_at_k_part(inputs: Inputs) -> Part:
 
 def _tries_of(inputs: Inputs, task: str) -> dict[str, Tries]:
     evaluations = [model.evaluations[task] for model in inputs.models if is_graded(model.evaluations.get(task))]
-    return {each.name: tries(each) for each in evaluations if each.summary["num_samples"] > 1}
+    found = {each.name: tries(each) for each in evaluations if each.summary["num_samples"] > 1}
+    return {name: each for name, each in found.items() if each.solved[1]}
 
 
 def tries(evaluation: Evaluation) -> Tries:

@@ -56,15 +56,11 @@ def tasks_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Part:
         if (scores := list(_scores(inputs, comparisons, scale)))
     ]  # fmt: skip
     proxies = {task: found for task in comparisons if (found := list(_proxies(inputs, task, named)))}
-    figures += [
-        Figure(
-            f"proxy-{number + 1}",
-            f"Mean reward by model on {task}: "
-            + "; ".join(f"{bar.model} {bar.mean:.3g}{', suspected hacking' * bar.suspected}" for bar in bars) + ".",
-            score_bars(bars, title=f"Reward on {task}", subtitle=_named_rewards(inputs, task), order=order, shares=False),
-        )
-        for number, (task, bars) in enumerate(proxies.items())
-    ]  # fmt: skip
+    for number, (task, bars) in enumerate(proxies.items()):
+        told = "; ".join(f"{bar.model} {bar.mean:.3g}{', suspected hacking' * bar.suspected}" for bar in bars)
+        title, subtitle = f"Reward on {task}", _named_rewards(inputs, task)
+        draw = score_bars(bars, title=title, subtitle=subtitle, order=order, shares=False)
+        figures.append(Figure(f"proxy-{number + 1}", f"Mean reward by model on {task}: {told}.", draw))
     return Part(
         key="tasks",
         title="Task by task, and what the reward saw",
@@ -127,7 +123,7 @@ def _proxies(inputs: Inputs, task: str, named: set[tuple[str, str]]) -> Iterator
 
 
 def _gains(inputs: Inputs, task: str, comparison: Comparison) -> Iterator[Gain]:
-    """Yield each model against what it was trained from, where the same rewards scored both and the task has another."""
+    """Yield each model against what it was trained from, where the same rewards scored both beside the task's grade."""
     names = [model.name for model in comparison.models]
     for name in names:
         start = inputs.model(name).start or inputs.baseline
