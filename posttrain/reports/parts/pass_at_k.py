@@ -32,8 +32,8 @@ ABSENT = (
     "no task here was answered several times: posttrain eval --num_samples 8 --sampling.temperature 1.0, for the "
     "baseline and for each model"
 )
-GOLD = "right"  # every right answer's vote; no text of an answer is equal to it, those begin with another letter
-TEXT = "="
+GOLD = "right"  # every right answer's vote
+TEXT = "="  # before a wrong answer's text, which then is never equal to it
 
 Curve = Mapping[int, Mapping[str, float]]  # k: each problem's chance
 
@@ -160,7 +160,7 @@ def _gains(task: str, models: Mapping[str, Tries], baseline: str) -> Iterator[Ga
             before, after = side_by_side(models[baseline].solved[k], found.solved[k])
             if not len(before):
                 continue
-            gain = paired_difference(before, after, samples=found.samples)
+            gain = paired_difference(before, after, samples=found.samples // k)
             text = (
                 f"{task}: {name} solves {'more' if gain.mean > 0 else 'fewer'} problems than {baseline} with "
                 f"{'one try' if k == 1 else f'{k} tries'}: {plain_difference(gain.mean, gain.interval, 'share')})"
@@ -202,8 +202,8 @@ def _curve(name: str, found: Tries) -> _Band:
 def _with_interval(chances: Mapping[str, float], votes: int) -> tuple[float, Interval]:
     """Return the mean over problems with the interval of a share, each problem worth at most `votes` samples.
 
-    Of 600 made-up evaluations of 50 or 200 problems x 8 samples, easy to hard, k of 1, 4, 8, it held the truth in 92 to
-    98%; the percentile bootstrap over problems in 5 to 95%, for it is a point where all are solved, or none.
+    Of 600 made-up evaluations each, of 50 or 200 problems x 8 samples, easy to hard, k of 1, 4, 8, it held the truth in
+    92 to 98%; the percentile bootstrap over problems in 5 to 95%, for it is a point where all are solved, or none.
     """
     values = np.array(list(chances.values()))
     return float(values.mean()), share_interval(values, votes)
