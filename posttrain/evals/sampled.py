@@ -11,13 +11,14 @@ from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.rows import Row as DataRow
 from posttrain.engines import ENGINES
 from posttrain.evals import mathematics, scored
+from posttrain.evals.checks import check_judge_calls
 from posttrain.evals.references import open_reference
 from posttrain.evals.samples import Answers, Sample
 from posttrain.evals.tasks import Task, used_profile
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt
-from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.functions import combination_of
+from posttrain.rewards.requirements import require_columns
 from posttrain.rewards.scoring import RewardFunction, require_gold, score
 from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs.directory import StageRun
@@ -33,12 +34,14 @@ def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow],
 
     With a reference the samples have its columns too (`references.Distance`).
     """
+    check_judge_calls(settings, len(rows))
+    given = scored.reference_texts(rows) if settings.score_reference else {}
     named = None
     if settings.reference is not None:
         named = settings.model.model_copy(update={"name_or_path": settings.reference, "revision": None})
     with (
         task_rewards(task, settings, rows, run) as functions,
-        model_answers(settings.model, named, task, settings, rows, functions, run) as answers,
+        model_answers(settings.model, named, task, settings, rows, functions, run, given) as answers,
     ):
         yield answers
 
@@ -46,9 +49,10 @@ def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow],
 def task_rewards(
     task: Task, settings: TaskSettings, rows: Sequence[DataRow], run: StageRun
 ) -> AbstractContextManager[Mapping[str, RewardFunction]]:
-    """Return the context of the functions that score the completions; raises DataError for rows without a gold."""
-    if task.kind == "mathematics" or GOLD_REWARDS & scores_of(task, settings).keys():
+    """Return the context of the functions that score the completions; raises DataError for rows that lack columns."""
+    if task.kind == "mathematics":
         require_gold(rows)
+    require_columns(rows, scores_of(task, settings))
     return reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True)
 
 
@@ -61,8 +65,12 @@ def model_answers(
     rows: Sequence[DataRow],
     functions: Mapping[str, RewardFunction],
     run: StageRun,
+    given: Mapping[str, str] | None = None,
 ) -> Iterator[Answers]:
-    """Yield the prompts of a task, and what has one model complete them; the model of the settings is not looked at."""
+    """Yield the prompts of a task, and what has one model complete them; the model of the settings is not looked at.
+
+    `given` are the answers that came with the prompts, by the prompt's id, which are scored too.
+    """
     loaded = load_model(model, seed=settings.seed, trainable=False)
     prompts, dropped = drop_overlong(
         rows,
@@ -70,6 +78,7 @@ def model_answers(
         max_length=settings.data.max_length,
         reserve=settings.sampling.max_completion_length,
     )
+    answered = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in (given or {}).items()}
     frozen = None if reference is None else open_reference(reference, loaded, model)
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
 
@@ -79,7 +88,7 @@ def model_answers(
         with run.phase("generate"):
             completions = engine.generate(batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds)
         with run.phase("score"):
-            samples = list(judge(batch, completions, task, settings, functions))
+            samples = list(judge(batch, completions, task, settings, functions, answered))
         if frozen is None:
             return samples
         with run.phase("reference"):
@@ -113,15 +122,14 @@ def judge(
     task: Task,
     settings: TaskSettings,
     functions: Mapping[str, RewardFunction],
+    references: Mapping[str, Completion],
 ) -> Iterator[Sample]:
-    """Yield every completion with what the task and the rewards make of it."""
+    """Yield every completion with what the task and the rewards make of it; `references` are by the prompt's id."""
     rewards, profile = scores_of(task, settings), used_profile(task, settings)
+    if profile is None:
+        yield from scored.score_samples(prompts, completions, task, settings, rewards, functions, references)
+        return
     parts = iter(score(prompts, completions, rewards, functions, combination_of(settings)) if rewards else ())
     for prompt, group in zip(prompts, completions, strict=True):
         for index, completion in enumerate(group):
-            part = next(parts, None)
-            if profile is not None:
-                yield mathematics.grade_sample(prompt, index, completion, profile, part)
-            else:
-                assert part is not None
-                yield scored.score_sample(prompt, index, completion, part, task.score)
+            yield mathematics.grade_sample(prompt, index, completion, profile, next(parts, None))
