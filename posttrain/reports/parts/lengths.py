@@ -89,10 +89,11 @@ def lengths_part(inputs: Inputs) -> Part:
 
 
 def sampled_evaluations(inputs: Inputs, task: str) -> dict[str, Evaluation]:
-    """Return the evaluations of a task whose completions differ in length; those of multiple choice do not."""
+    """Return the evaluations of a task whose completions were sampled, unlike choices, and differ in length."""
     found = {model.name: model.evaluations[task] for model in inputs.models if task in model.evaluations}
+    sampled = all(evaluation.summary["kind"] != "choices" for evaluation in found.values())
     lengths = {sample["num_tokens"] for evaluation in found.values() for sample in evaluation.samples}
-    return found if len(lengths) > 1 else {}
+    return found if sampled and len(lengths) > 1 else {}
 
 
 def proxy_column(evaluations: Sequence[Evaluation]) -> str:

@@ -126,5 +126,6 @@ def test_scores_without_grades_have_slopes_and_no_densities() -> None:
 
 
 def test_answers_by_likelihood_have_no_length() -> None:
-    part = lengths_part(inputs(model("x", evaluation("x", [sample(f"p{i}", tokens=0) for i in range(3)]))))
-    assert "posttrain eval" in part.absent
+    rows = [sample(f"p{i}", tokens=1 + i) for i in range(3)]
+    assert "posttrain eval" in lengths_part(inputs(model("x", evaluation("x", rows, kind="choices")))).absent
+    assert not lengths_part(inputs(model("x", evaluation("x", rows)))).absent
