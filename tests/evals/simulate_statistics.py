@@ -259,11 +259,11 @@ class Measured(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What training did to a model; gold's and proxy's gains in standard deviations among problems, length's a share."""
+    """What training did to a model; gains of gold and proxy are in standard deviations among problems."""
 
     gold: float = 0.0
     proxy: float = 0.0
-    length: float = 0.0
+    length: float = 0.0  # share of the length before
 
 
 def measure(rng: Rng, skill: np.ndarray, change: Change) -> Measured:
