@@ -53,21 +53,19 @@ def share_interval(shares: np.ndarray, samples: int, confidence: float = CONFIDE
     """Return the interval of the mean of shares (P,), each from `samples` samples of its problem.
 
     Wilson's interval at the effective number of samples p(1-p)/SE^2 (Dean & Pagano 2015), where SE is that of the
-    mean over problems, times (z/t)^2 for so few problems; it lies between P (samples of a problem all alike) and P*n,
-    and is P for n = 1.
+    mean over problems, times (z/t)^2 because so few problems tell it; it lies between P (samples of a problem all
+    alike) and P*n, and is P for n = 1.
     """
     problems = len(shares)
     mean = float(shares.mean()) if problems else 0.0
     variance = float(shares.var(ddof=1)) / problems if problems > 1 else 0.0
-    effective = mean * (1 - mean) / variance * _few(problems, confidence) if variance > 0 else problems
+    effective = float(problems)
+    if variance > 0:
+        tail = (1 + confidence) / 2
+        z_over_t = float(stats.norm.ppf(tail) / stats.t.ppf(tail, problems - 1))
+        effective = mean * (1 - mean) / variance * z_over_t**2
     effective = min(max(effective, problems), problems * samples)
     return wilson_interval(mean * effective, effective, confidence)
-
-
-def _few(problems: int, confidence: float) -> float:
-    """Return what a variance estimated from so few problems is worth beside a known one."""
-    tail = (1 + confidence) / 2
-    return float(stats.norm.ppf(tail) / stats.t.ppf(tail, problems - 1)) ** 2
 
 
 def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
@@ -136,7 +134,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, samples: int | None = 1) 
     differences = b - a
     mean = float(differences.mean()) if len(differences) else 0.0
     gain = _gain(differences, samples)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, gain.freedom)) * gain.error if gain.freedom > 0 else math.inf
+    half = math.inf if gain.freedom < 1 else float(stats.t.ppf((1 + CONFIDENCE) / 2, gain.freedom)) * gain.error
     low, high = gain.centre - half, gain.centre + half
     interval = Interval(low, high) if samples is None else Interval(max(-1.0, low), min(1.0, high))
     return PairedDifference(mean, interval, gain.std)
