@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from posttrain.evals.stats import CONFIDENCE, Interval, paired_difference, wilson_interval
 
@@ -99,7 +99,7 @@ def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompt
             var_weights=np.concatenate([np.ones(len(wins)), np.full(4, 0.5)]),
         ).fit(cov_type="cluster", cov_kwds={"groups": np.concatenate([group, len(numbers) + np.arange(4)])})
     logit = float(fit.params[0])
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 2) * fit.bse[0])
+    half = float(special.stdtrit(len(numbers) - 2, (1 + CONFIDENCE) / 2) * fit.bse[0])
     rate, low, high = (float(special.expit(end)) for end in (logit, logit - half, logit + half))
     return Rate(rate, Interval(low, high))
 
