@@ -11,6 +11,8 @@ from typing import Any
 
 from posttrain.data.files import Fault, Malformed, Record
 
+ARC_LISTS = ("text", "label")  # of its column choices
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceQuestion:
@@ -67,18 +69,15 @@ def read_choice_question(record: Record) -> ChoiceQuestion:
 def arc_record(record: Record) -> Record:
     """Read ARC: `choices` holds texts and their labels (letters or numbers), `answerKey` the label of the right one."""
     value, key = record.get("choices"), record.get("answerKey")
-    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list | tuple) for name in _ARC_LISTS):
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list | tuple) for name in ARC_LISTS):
         raise Malformed(Fault.TYPE, f"choices is {_shown(value)}, not lists of text and label")
-    texts, labels = (list(value[name]) for name in _ARC_LISTS)
+    texts, labels = (list(value[name]) for name in ARC_LISTS)
     if len(texts) != len(labels):
         raise Malformed(Fault.CHOICES, f"{len(texts)} texts and {len(labels)} labels")
     if labels.count(key) != 1:
         raise Malformed(Fault.NO_GOLD, f"answerKey is {_shown(key)}, and the labels are {', '.join(map(str, labels))}")
     kept = {name: each for name, each in record.items() if name != "answerKey"}
     return {**kept, "choices": texts, "answer": labels.index(key)}
-
-
-_ARC_LISTS = ("text", "label")
 
 
 def _choices(value: Any) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.fewshot import few_shot_prompt
+from posttrain.data.fewshot import example_settings, few_shot_prompt
 from posttrain.data.prompts import R1_ZERO_PREAMBLE
 from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows
@@ -103,7 +103,7 @@ def test_a_source_without_examples_is_refused(gsm8k: str, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"examples from the split train, which .*test\.jsonl does not have"):
         load(str(tmp_path / "test.jsonl"), num_fewshot=1)
     with pytest.raises(ConfigError, match="the split train, which math500 does not have"):
-        load_rows(DataSettings(source="math500", split="test", num_fewshot=1), seed=0)
+        example_settings(DataSettings(source="math500", split="test", num_fewshot=1))
     with pytest.raises(DataError, match="num_fewshot = 7, and 6 rows with a solution") as caught:
         load(gsm8k, num_fewshot=7)
     assert caught.value.fix == "--data.num_fewshot 6"
