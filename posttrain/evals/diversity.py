@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrain.evals.stats import Interval, mean_interval, paired_difference, paired_p, share_interval
+from posttrain.evals.stats import Interval, mean_interval, no_gain_p, paired_difference, share_interval
 from posttrain.evals.verdicts import Claim
 from posttrain.rewards.texts import repetition
 from posttrain.settings.rewards import RepetitionOptions
@@ -75,7 +75,7 @@ def mean_diversity(problems: Sequence[Diversity], samples: int) -> dict[str, tup
 
 
 def mode_collapse(before: Sequence[Diversity], after: Sequence[Diversity]) -> Claim:
-    """Return the claim that samples of a problem became more alike, by COLLAPSE at least.
+    """Return the claim that samples of a problem became more alike; a rise below COLLAPSE is none.
 
     Both models' problems are the same, in the same order, and sampled alike: temperature changes what is measured.
     Samples that agree because they are right are alike too; the share of duplicates is told beside.
@@ -88,7 +88,7 @@ def mode_collapse(before: Sequence[Diversity], after: Sequence[Diversity]) -> Cl
         f"({found.mean:+.2f} [{found.interval.low:+.2f}, {found.interval.high:+.2f}]), "
         f"duplicates {duplicates[0]:.0%} to {duplicates[1]:.0%}"
     )
-    p = paired_p(a, b) if found.mean >= COLLAPSE else 1.0
+    p = no_gain_p(b, a, 0.0, samples=None) if found.mean >= COLLAPSE else 1.0
     return Claim(p, f"less diverse: {facts}", f"no loss of diversity shown: {facts}")
 
 

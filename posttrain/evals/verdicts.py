@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from posttrain.evals.bias import UNIT, Slope
-from posttrain.evals.stats import CONFIDENCE, PairedDifference, holm, no_gain_p, paired_difference
+from posttrain.evals.stats import PairedDifference, holm, no_gain_p, paired_difference
 
-ALPHA = 1 - CONFIDENCE
+ALPHA = 0.05
 LONGER = 0.1  # share by which completions grow before they are called longer
 WORTH = 0.1  # gain of a score, in its standard deviations among problems, below which it is none
 BEHIND = 0.25  # share of the proxy's gain below which gold is behind, each in its own standard deviations
@@ -57,9 +57,9 @@ def settle(claims: Sequence[Claim]) -> list[Reading]:
 
 
 def only_longer(scores: Pair, lengths: Pair, *, samples: int | None = 1, within: Slope | None = None) -> Claim:
-    """Return the claim that completions got longer, by LONGER at least, and their scores gained less than WORTH.
+    """Return the claim that completions got longer, and their scores gained less than WORTH.
 
-    Lengths are in tokens. `samples` is that of a problem where scores are shares, None where they are not. `within` is
+    A growth below LONGER is none. Lengths are in tokens. `samples` is that of a problem where scores are shares, None where they are not. `within` is
     the slope of the score per 100 tokens among answers to one prompt; what it would bring is told, not tested.
     """
     score, length = paired_difference(*scores, samples=samples), paired_difference(*lengths, samples=None)
@@ -73,7 +73,7 @@ def only_longer(scores: Pair, lengths: Pair, *, samples: int | None = 1, within:
     worth = WORTH * _spread(*scores)
     return Claim(
         max(_rise_p(lengths, None), no_gain_p(*scores, worth, samples=samples)),
-        f"longer, not better: {facts}; a gain of {_amount(worth, samples)} is ruled out",
+        f"longer, not better: {facts}; a gain of {_amount(worth, samples)} is ruled out (one-sided, 5%)",
         f"longer, and whether better cannot be told from this alone: {facts}",
     )
 

@@ -24,7 +24,7 @@ class Rate(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far two judges say the same; kappa is None where both have one and the same verdict for everything."""
+    """How far two judges say the same; kappa is None where one of them has one verdict for everything."""
 
     items: int
     accuracy: Rate
@@ -116,7 +116,7 @@ def agreement(verdicts: Sequence[Hashable], labels: Sequence[Hashable]) -> Agree
     items = len(labels)
     accuracy = Rate(same / items, wilson_interval(same, items))
     place = {kind: index for index, kind in enumerate(dict.fromkeys([*verdicts, *labels]))}
-    if len(place) == 1:
+    if len(set(verdicts)) == 1 or len(set(labels)) == 1:
         return Agreement(items, accuracy, None, None)
     table = np.zeros((len(place), len(place)))
     for verdict, label in zip(verdicts, labels, strict=True):

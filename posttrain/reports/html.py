@@ -128,6 +128,8 @@ def _example(example: Example) -> str:
 def _text(text: str) -> str:
     """A text as it is, the rest of a long one folded away."""
     text = text.strip("\n")
+    if not text.strip():
+        return '<p class="dim">empty</p>'
     whole = f"<pre>{_escaped(text)}</pre>"
     lines = text.splitlines()
     if len(lines) <= FOLD_LINES and len(text) <= FOLD_CHARACTERS:
@@ -135,7 +137,7 @@ def _text(text: str) -> str:
     start = "\n".join(lines[:SHOWN_LINES])[:SHOWN_CHARACTERS].rstrip()
     more, less = f"show all {len(text):,} characters", "show less"
     return (
-        f"<details><summary><pre>{_escaped(start)} …</pre>"
+        f'<details><summary><span class="start">{_escaped(start)} …</span>'
         f'<span class="more">{more}</span><span class="less">{less}</span></summary>{whole}</details>'
     )
 

@@ -209,8 +209,9 @@ def _names(keys: Sequence[str], found: Mapping[str, _Found]) -> dict[str, str]:
         directories = {item.evaluation.path.name for item in own.values() if item.evaluation.path}
         plain = first.course.path.name if first.course else directories.pop() if len(directories) == 1 else ""
         names[key] = plain or Path(str(first.evaluation.settings.get("model", {}).get("name_or_path", first_name))).name
-    for key, name in dict(names).items():
-        if list(names.values()).count(name) > 1:
+    plain_names = list(names.values())
+    for key, name in zip(keys, plain_names, strict=True):
+        if plain_names.count(name) > 1:
             first_name, first = next((n, item) for n, item in found.items() if item.key == key)
             names[key] = f"{first.course.path.resolve().parent.name}/{name}" if first.course else first_name
     return (

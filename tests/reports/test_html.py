@@ -123,9 +123,14 @@ def test_long_texts_fold_and_are_there_whole() -> None:
     page = one_part(Part("key", "Part", examples=(Example("one", (("a", text), ("b", "short"))),)))
     assert page.count("<details>") == 1
     assert f"<pre>{text}</pre>" in page
-    assert "line 7 …</pre>" in page
+    assert "line 7 …</span>" in page
     assert f"show all {len(text)} characters" in page
     assert "<pre>short</pre>" in page
+
+
+def test_an_empty_text_says_so() -> None:
+    page = one_part(Part("key", "Part", examples=(Example("one", (("a", " \n"),)),)))
+    assert '<h4>a</h4><p class="dim">empty</p>' in page
 
 
 def test_what_was_asked_stands_over_the_answers() -> None:

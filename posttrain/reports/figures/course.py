@@ -36,7 +36,7 @@ FEW = 12  # points that are drawn as dots too
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A value at each step; `part` is its place among a reward's terms, for a colour, None for one of its own."""
+    """A value at each step; `part` is its place among a reward's terms, which gives its colour in every panel."""
 
     label: str
     values: tuple[float, ...]
@@ -110,14 +110,18 @@ def _lines(axes: "Axes", theme: Theme, panel: CoursePanel, steps: Sequence[int])
     values = [value for line in panel.lines for value in line.values]
     axes.set_ylim(*(limits(values, margin=0.08) or (0, 1)))
     ends = []
-    for line in panel.lines:
-        color = theme.accent if line.part is None else theme.parts[line.part % len(theme.parts)]
-        plot_with_gaps(axes, steps, line.values, color=color)
+    for i, line in enumerate(panel.lines):
+        color = theme.accent if i == 0 and line.part is None else _part_color(theme, line, i)
+        _plot_with_gaps(axes, steps, line.values, color=color)
         ends += _end(line, steps, line.values, color)
     return ends
 
 
-def plot_with_gaps(axes: "Axes", xs: Sequence[float], ys: Sequence[float], *, color: str, width: float = 1.8) -> None:
+def _part_color(theme: Theme, line: Line, place: int) -> str:
+    return theme.parts[(place if line.part is None else line.part) % len(theme.parts)]
+
+
+def _plot_with_gaps(axes: "Axes", xs: Sequence[float], ys: Sequence[float], *, color: str, width: float = 1.8) -> None:
     """Draw a line with a gap where a value is not finite; few points, and those between two gaps, as dots too."""
     finite = [math.isfinite(y) for y in ys]
     alone = [
@@ -141,14 +145,14 @@ def _stack(axes: "Axes", theme: Theme, panel: CoursePanel, steps: Sequence[int])
     axes.set_ylim(*(limits([*above.ravel(), *below.ravel()], zero=True) or (0, 1)))
     ends = []
     for i, line in enumerate(panel.lines):
-        color = theme.parts[(i if line.part is None else line.part) % len(theme.parts)]
+        color = _part_color(theme, line, i)
         for edges, sign in ((above, 1), (below, -1)):
             if (sign * filled[i] > 0).any():
                 start = edges[i - 1] if i else np.zeros(len(steps))
                 axes.fill_between(steps, start, edges[i], where=known, color=color, alpha=0.55, linewidth=0)
         ends += _end(line, steps, _middles(above, below, filled, i), color)
     total = np.where(known, filled.sum(axis=0), np.nan)
-    plot_with_gaps(axes, steps, total.tolist(), color=theme.ink, width=1.5)
+    _plot_with_gaps(axes, steps, total.tolist(), color=theme.ink, width=1.5)
     return ends
 
 

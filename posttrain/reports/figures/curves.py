@@ -6,7 +6,7 @@ Floor 5: draws plain numbers.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.reports.figures.labels import SMALL, number, percent_tick
 from posttrain.reports.figures.sheet import (
@@ -33,6 +33,7 @@ DASHES = (0, (4, 2.5))
 BAND_ALPHA = 0.15
 PANEL, LOW_PANEL = 230.0, 150.0  # px
 
+Kind = Literal["proxy", "gold"]
 Band = tuple[Sequence[float], Sequence[float]]  # low and high at each point
 
 
@@ -47,6 +48,14 @@ class Frontier:
     proxy_band: Band | None = None
     gold_band: Band | None = None
 
+    def roots(self) -> list[float]:
+        """Return the square roots of the KL, an estimate below 0 taken for 0."""
+        return [math.sqrt(max(kl, 0.0)) for kl in self.kl]
+
+    def scores(self, kind: Kind) -> tuple[Sequence[float], Band | None]:
+        """Return the scores of a kind with their band."""
+        return (self.proxy, self.proxy_band) if kind == "proxy" else (self.gold, self.gold_band)
+
 
 def frontier(
     curves: Sequence[Frontier],
@@ -60,36 +69,36 @@ def frontier(
     """Return the drawing of scores over the square root of the KL (Gao, Schulman and Hilton 2022, arXiv 2210.10760).
 
     `best_of_n` is the same of the best of n samples of the reference, drawn in grey. `apart` puts proxy and gold in
-    two panels, where their scales differ. A KL estimated below 0 is drawn at 0.
+    two panels, where their scales differ.
     """
+    everything = [*curves, *([best_of_n] if best_of_n else [])]
+    panels: list[tuple[Kind, ...]] = [("proxy",), ("gold",)] if apart else [("proxy", "gold")]
+    height = LOW_PANEL if apart else PANEL
 
     def draw(theme: Theme) -> "Drawing":
-        everything = [*curves, *([best_of_n] if best_of_n else [])]
-        roots = {id(curve): [math.sqrt(max(kl, 0.0)) for kl in curve.kl] for curve in everything}
-        bounds = limits((root for found in roots.values() for root in found), zero=True)
-        scores = [v for curve in everything for v in (*curve.proxy, *curve.gold)]
-        if bounds is None or limits(scores) is None:
+        bounds = limits((root for curve in everything for root in curve.roots()), zero=True)
+        if bounds is None or limits(_drawn(everything, ("proxy", "gold"))) is None:
             return empty_sheet(theme, title=title, subtitle=subtitle)
         looks = model_looks([*order, *(curve.model for curve in curves)], theme)
         room = end_room(curve.model for curve in everything)
-        kinds = ("proxy", "gold")
         key = [KeyEntry("gold", theme.ink, "line"), KeyEntry("proxy", theme.ink, "dashed")]
-        groups = [("proxy",), ("gold",)] if apart else [kinds]
-        height = LOW_PANEL if apart else PANEL
-        body = len(groups) * (height + 12) + AXIS + AXIS_NAME
+        body = len(panels) * (height + 12) + AXIS + AXIS_NAME
         sheet = open_sheet(theme, title=title, subtitle=subtitle, key=key, body=body)
-        for i, shown in enumerate(groups):
+        for i, kinds in enumerate(panels):
             axes = _axes(sheet, i * (height + 12) + 6, height, room)
             axes.set_xlim(*bounds)
-            axes.set_ylim(*(limits(_drawn(everything, shown), margin=0.06) or (0, 1)))
+            axes.set_ylim(*(limits(_drawn(everything, kinds), margin=0.06) or (0, 1)))
             value_ticks(axes.xaxis, number, 5)
             value_ticks(axes.yaxis, number, 5)
             ends = []
             for curve in everything:
                 look = Look(theme.muted, "") if curve is best_of_n else looks[curve.model]
-                ends += _frontier(axes, theme, curve, roots[id(curve)], look, shown)
+                for kind in kinds:
+                    scores, band = curve.scores(kind)
+                    _curve(axes, theme, curve.roots(), scores, look, band=band, dashed=kind == "proxy")
+                ends += _last(curve.model, curve.roots(), curve.scores(kinds[-1])[0], look.color)
             label_ends(axes, theme, ends, room)
-            if i < len(groups) - 1:
+            if i < len(panels) - 1:
                 axes.set_xticklabels([])
             else:
                 axes.set_xlabel("√KL from the reference (KL in nats)", fontsize=SMALL, labelpad=1)
@@ -98,44 +107,23 @@ def frontier(
     return draw
 
 
-def _drawn(curves: Sequence[Frontier], kinds: Sequence[str]) -> list[float]:
+def _drawn(curves: Sequence[Frontier], kinds: Sequence[Kind]) -> list[float]:
     """Every value that a panel shows, the bands' bounds too."""
-    values: list[float] = []
-    for curve in curves:
-        for kind in kinds:
-            values += getattr(curve, kind)
-            for bound in getattr(curve, f"{kind}_band") or ():
-                values += bound
-    return values
-
-
-def _frontier(
-    axes: "Axes", theme: Theme, curve: Frontier, roots: Sequence[float], look: Look, kinds: Sequence[str]
-) -> list[End]:
-    """Draw a model's lines, and return where its name stands: at the end of the last kind drawn."""
-    for kind in kinds:
-        _curve(
-            axes,
-            roots,
-            getattr(curve, kind),
-            getattr(curve, f"{kind}_band"),
-            look,
-            dashed=kind == "proxy",
-            hollow=theme.paper if kind == "proxy" else None,
-        )
-    return _last(curve.model, roots, getattr(curve, kinds[-1]), look.color)
+    found = [curve.scores(kind) for curve in curves for kind in kinds]
+    return [value for scores, band in found for line in (scores, *(band or ())) for value in line]
 
 
 def _curve(
     axes: "Axes",
+    theme: Theme,
     xs: Sequence[float],
     ys: Sequence[float],
-    band: Band | None,
     look: Look,
     *,
+    band: Band | None = None,
     dashed: bool = False,
-    hollow: str | None = None,
 ) -> None:
+    """Draw a line with its points and its band; a dashed line has hollow points."""
     if band is not None:
         axes.fill_between(xs, *band, color=look.color, alpha=BAND_ALPHA, linewidth=0)
     axes.plot(
@@ -146,7 +134,7 @@ def _curve(
         linewidth=1.7,
         marker=look.marker,
         markersize=4.5,
-        markerfacecolor=hollow or look.color,
+        markerfacecolor=theme.paper if dashed else look.color,
         markeredgewidth=1,
         clip_on=False,
     )
@@ -204,9 +192,9 @@ def pass_curves(
         ends = []
         for curve in curves:
             look = looks[curve.model]
-            _curve(axes, curve.ks, curve.solved, curve.band, look)
+            _curve(axes, theme, curve.ks, curve.solved, look, band=curve.band)
             if len(curve.majority):
-                _curve(axes, curve.ks, curve.majority, None, look, dashed=True, hollow=theme.paper)
+                _curve(axes, theme, curve.ks, curve.majority, look, dashed=True)
             ends += _last(curve.model, curve.ks, curve.solved, look.color)
         label_ends(axes, theme, ends, room)
         if crossover:

@@ -8,25 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from posttrain.reports.figures.labels import SMALL, fit, number, percent, percent_tick
+from posttrain.reports.figures.labels import SMALL, number, percent, percent_tick
 from posttrain.reports.figures.scores import interval
 from posttrain.reports.figures.sheet import (
     AXIS,
     AXIS_NAME,
     LINE,
-    SIDE,
-    WIDTH,
     KeyEntry,
     Sheet,
     empty_sheet,
     limits,
+    line_at,
     open_sheet,
     row_label,
     row_panel,
     value_ticks,
 )
 from posttrain.reports.style import Draw, Theme, model_looks
-from posttrain.reports.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +124,7 @@ def accuracy_by_group(groups: Sequence[GroupAccuracy], *, title: str, subtitle: 
         height = ROW * len(groups) + LINE
         sheet = open_sheet(theme, title=title, subtitle=subtitle, body=height + AXIS)
         axes = row_panel(sheet, height, (0, 1), percent_tick)
-        _line_at(axes, theme, chance, f"chance {percent_tick(chance)}", height)
+        line_at(axes, theme, chance, f"chance {percent_tick(chance)}", height)
         for i, group in enumerate(groups):
             y = ROW * i + 25
             value = f"{percent(group.accuracy)} of {group.count}" if math.isfinite(group.accuracy) else "no pairs"
@@ -136,11 +134,6 @@ def accuracy_by_group(groups: Sequence[GroupAccuracy], *, title: str, subtitle: 
         return sheet.drawing
 
     return draw
-
-
-def _line_at(axes: "Axes", theme: Theme, value: float, words: str, height: float) -> None:
-    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(words, (value, height - 2), (4, 0), textcoords="offset points", fontsize=SMALL, color=theme.muted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +167,7 @@ def win_rates(
         key = [KeyEntry("raw", theme.ink, "ring"), KeyEntry("at equal length", theme.ink, "dot")]
         sheet = open_sheet(theme, title=title, subtitle=subtitle, key=key, body=height + AXIS)
         axes = row_panel(sheet, height, (0, 1), percent_tick)
-        _line_at(axes, theme, 0.5, fit(visible(f"50%: as good as {baseline}"), WIDTH / 2 - 2 * SIDE, SMALL), height)
+        line_at(axes, theme, 0.5, f"50%: as good as {baseline}", height)
         for i, rate in enumerate(rates):
             y, color = pitch * i, looks[rate.model].color
             row_label(axes, theme, y + 13, rate.model, _rate_words(rate))

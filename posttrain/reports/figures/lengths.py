@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from posttrain.reports.figures.labels import SMALL, fit, number
+from posttrain.reports.figures.labels import SMALL, TEXT, fit, number
 from posttrain.reports.figures.sheet import (
     AXIS,
     AXIS_NAME,
@@ -17,6 +17,7 @@ from posttrain.reports.figures.sheet import (
     Sheet,
     empty_sheet,
     limits,
+    line_at,
     open_sheet,
     row_label,
     row_panel,
@@ -102,7 +103,7 @@ def _cloud(axes: "Axes", theme: Theme, cloud: Cloud, look: Look, most: int) -> N
     drawn = pairs if len(pairs) <= most else [pairs[i * len(pairs) // most] for i in range(most)]
     room = axes.bbox.width
     words = cloud.slope_text if pairs else "no values"
-    for text, size, above, color in ((cloud.model, 11, 20, theme.ink), (words, SMALL - 1, 7, theme.muted)):
+    for text, size, above, color in ((cloud.model, TEXT, 20, theme.ink), (words, SMALL - 1, 7, theme.muted)):
         axes.annotate(
             fit(visible(text), room, size),
             (0, 1),
@@ -135,8 +136,8 @@ def length_densities(
 ) -> Draw:
     """Return the drawing of a row for each model: right completions above its line, wrong ones below, as histograms.
 
-    Areas are shares of the model's completions of that kind, on one scale. `limit` is the longest length allowed with
-    words for it; a histogram, unlike a smooth density, shows how many pile up there.
+    Heights are shares of the model's completions of that kind. `limit` is words for the longest length allowed, and
+    that length; a histogram, unlike a smooth density, shows how many pile up there.
     """
 
     def draw(theme: Theme) -> "Drawing":
@@ -155,7 +156,7 @@ def length_densities(
             axes.axhline(middle, color=theme.muted, linewidth=0.8)
             _mirrored(axes, theme, row, middle, bounds)
         if limit:
-            _limit(axes, theme, limit, height)
+            line_at(axes, theme, limit[1], limit[0], height)
         return sheet.drawing
 
     return draw
@@ -183,12 +184,3 @@ def _histogram(values: Sequence[float], edges: "np.ndarray") -> "np.ndarray":
     finite = [value for value in values if math.isfinite(value)]
     counts, _ = np.histogram(finite, edges)
     return counts / max(1, len(finite))
-
-
-def _limit(axes: "Axes", theme: Theme, limit: tuple[str, float], height: float) -> None:
-    words, value = limit
-    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    side, shift = ("right", -4) if axes.transLimits.transform((value, 0))[0] > 0.5 else ("left", 4)
-    axes.annotate(
-        words, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
-    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from posttrain.reports.figures.labels import SMALL, number, percent, percent_tick
+from posttrain.reports.figures.labels import number, percent, percent_tick
 from posttrain.reports.figures.sheet import (
     AXIS,
     HACKING,
@@ -16,6 +16,7 @@ from posttrain.reports.figures.sheet import (
     empty_sheet,
     fills,
     limits,
+    line_at,
     open_sheet,
     row_label,
     row_panel,
@@ -77,7 +78,7 @@ def score_bars(
             row_label(axes, theme, ROW * i + 13, score.model, _value(score, shares))
             _bar(axes, theme, score, ROW * i + 26, looks[score.model].color)
         if reference:
-            _reference(axes, theme, reference, height)
+            line_at(axes, theme, reference[1], reference[0], height)
         return sheet.drawing
 
     return draw
@@ -120,13 +121,3 @@ def interval(axes: "Axes", theme: Theme, low: float, high: float, y: float, *, c
         axes.plot([low, high], [y, y], color=color, linewidth=width, solid_capstyle="butt", clip_on=False)
         for end in (low, high) if cap else ():
             axes.plot([end, end], [y - cap, y + cap], color=color, linewidth=width, clip_on=False)
-
-
-def _reference(axes: "Axes", theme: Theme, reference: tuple[str, float], height: float) -> None:
-    label, value = reference
-    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    place = axes.transLimits.transform((value, 0))[0]
-    side, shift = ("left", 4) if place < 0.6 else ("right", -4)
-    axes.annotate(
-        label, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
-    )

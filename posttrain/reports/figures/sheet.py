@@ -165,6 +165,17 @@ def row_label(axes: "Axes", theme: Theme, y: float, name: str, value: str = "", 
     axes.text(1, y, value, transform=across, fontsize=SMALL, color=theme.muted, ha="right", bbox=ground)
 
 
+def line_at(axes: "Axes", theme: Theme, value: float, words: str, height: float) -> None:
+    """Draw a line at a value through a row panel of that height, its words at its foot on the roomier side."""
+    axes.axvline(value, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    place = float(axes.transLimits.transform((value, 0))[0])
+    words = fit(visible(words), max(place, 1 - place) * (WIDTH - 2 * SIDE) - 6, SMALL)
+    side, shift = ("right", -4) if place > 0.5 else ("left", 4)
+    axes.annotate(
+        words, (value, height - 3), (shift, 0), textcoords="offset points", ha=side, fontsize=SMALL, color=theme.muted
+    )
+
+
 def value_ticks(axis: "Axis", write: Callable[[float], str], count: int, *, whole: bool = False) -> None:
     """Put at most `count` + 1 round values on an axis, only whole numbers where asked."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator

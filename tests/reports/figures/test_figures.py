@@ -94,26 +94,29 @@ def texts(draw: Draw) -> list[str]:
     return [box.text for box in text_boxes(svg(draw))]
 
 
+def clipped(boxes: list[Box], height: float) -> list[Box]:
+    """Return the texts that stand out of the drawing into its file's margin, by more than a px."""
+    low, right, bottom = FILE_MARGIN - 1, FILE_MARGIN + WIDTH + 1, height - FILE_MARGIN + 1
+    return [b for b in boxes if b.left < low or b.right > right or b.top < low or b.bottom > bottom]
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_nothing_is_clipped_and_no_two_texts_overlap(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = svg(DRAWN[name])
-    height = float(re.search(r'height="([\d.]+)"', drawn)[1])
     boxes = list(text_boxes(drawn))
     assert len(boxes) == drawn.count("<text") > 2
-    low, right, bottom = FILE_MARGIN - 1, FILE_MARGIN + WIDTH + 1, height - FILE_MARGIN + 1
-    outside = [b for b in boxes if b.left < low or b.right > right or b.top < low or b.bottom > bottom]
-    assert outside == []
+    assert clipped(boxes, float(re.search(r'height="([\d.]+)"', drawn)[1])) == []
     assert [(a.text, b.text) for a, b in combinations(boxes, 2) if a.overlaps(b)] == []
 
 
 def test_the_check_sees_texts_that_overlap_or_stand_outside() -> None:
-    style = 'style="font-size: 10px"'
-    places = (("one", 0, 10), ("two", 12, 14), ("x", 60, 14))
-    first, second, third = text_boxes("".join(f'<text {style} x="{x}" y="{y}">{t}</text>' for t, x, y in places))
-    assert first.overlaps(second)
-    assert not second.overlaps(third)
+    places = (("one", 20, 30), ("two", 32, 34), ("far", 80, 34), ("wide", 375, 34), ("low", 20, 110))
+    boxes = list(text_boxes("".join(f'<text style="font-size: 10px" x="{x}" y="{y}">{t}</text>' for t, x, y in places)))
+    assert boxes[0].overlaps(boxes[1])
+    assert not boxes[1].overlaps(boxes[2])
+    assert [box.text for box in clipped(boxes, 100)] == ["wide", "low"]
 
 
 @pytest.mark.parametrize("name", EMPTY)
