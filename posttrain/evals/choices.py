@@ -4,8 +4,8 @@ Floor 4. A question is one prompt tree: its prompt is computed once, and each ch
 lm-evaluation-harness's: `acc` takes the choice with the largest summed log-prob, `acc_norm` that with the largest
 log-prob per byte of the choice, without the space before it. (The harness divides by characters, which in ASCII are the
 bytes.) Where several choices are best, one of them is drawn, each as likely as the others, by the seed and the
-question's id: the harness takes the first, which favours A. Ties occur: equal choices, and letters whose logits are in
-bfloat16.
+question's id: the harness takes the first, which favours A. Two choices may say the same, and logits in bfloat16 are
+rounded to few values.
 """
 
 import math
