@@ -8,15 +8,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from posttrain.data.files import SPLITS, Entry, Fault, Malformed, Record
+from posttrain.data.files import SPLITS, Entry, Fault, Malformed, Record, read_jsonl
 from posttrain.data.formats import FORMATS, Format, hh_rlhf_pair, oasst_conversations, oasst_pairs
 from posttrain.data.prompts import COMPLETION_STYLES, PROMPT_STYLES, last_boxed
 from posttrain.data.rows import Row, freeze
 from posttrain.errors import DataError
 from posttrain.hub import work_offline_if_unreachable
 from posttrain.settings import DataSettings
+
+SETS = Path(__file__).parent / "sets"  # prompts of our own, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A named source of conversations, pairs or choices: `format` reads each record that `gather` makes of them."""
+    """A named source of conversations, pairs, choices or prompts: `format` reads each record that `gather` makes of them."""
 
     fetch: Callable[[str, int | None, int], Iterator[Entry]]
     format: Format
     gather: Callable[[Iterator[Entry]], Iterator[Entry]] = iter
     splits: tuple[str, ...] = ("train", "test")
-    prompt_style: str | None = None  # of choices, where the settings name none
+    prompt_style: str | None = None  # of choices and of prompts in plain text, where the settings name none
     examples: Examples = Examples()
 
     @property
@@ -127,6 +130,16 @@ def fetch_nano_pairs(preference: str, split: str, count: int | None, seed: int) 
 
     for number, row in enumerate(preferences.rows(preference, split, count, seed=seed), start=1):
         yield f"nano/{preference}/{split}:row {number}", row
+
+
+def fetch_ifeval(split: str, count: int | None, seed: int) -> Iterator[Entry]:
+    """Yield IFEval's prompts: its one split, which is a test, and which the Hub calls train."""
+    return fetch_hub("google/IFEval", None, "train", count, seed)
+
+
+def fetch_own(name: str, split: str, count: int | None, seed: int) -> Iterator[Entry]:
+    """Yield the prompts of a set that comes with this package."""
+    return read_jsonl(SETS / f"{name}.jsonl")
 
 
 # --- columns to problem ----------------------------------------------------------------------------------------
@@ -225,6 +238,8 @@ CONVERSATION = Format(("messages",), "messages", dict)
 PREFERENCE = Format(("prompt", "chosen", "rejected"), "preference", dict)
 CHOICES = Format(("question", "choices", "answer"), "choices", dict)
 HH_RLHF = Format(("chosen", "rejected"), "preference", hh_rlhf_pair)
+IFEVAL = Format(("prompt", "instruction_id_list", "kwargs"), "prompt", dict)
+PROMPTS = Format(("prompt",), "prompt", dict)
 PAIR_COLUMNS = ("question", "answer", "solution", "rejected_answer", "rejected_solution")
 
 SOURCES: dict[str, Source | TableSource] = {
@@ -271,4 +286,8 @@ SOURCES: dict[str, Source | TableSource] = {
     "oasst_pairs": TableSource(
         partial(fetch_hub, "OpenAssistant/oasst2", None), PREFERENCE, oasst_pairs, ("train", "validation")
     ),
+    "ifeval": TableSource(fetch_ifeval, IFEVAL, splits=("test",), prompt_style="chat"),
+    "instructions": TableSource(partial(fetch_own, "instructions"), IFEVAL, splits=("test",), prompt_style="chat"),
+    "alignment": TableSource(partial(fetch_own, "alignment"), PROMPTS, splits=("test",), prompt_style="chat"),
+    "over_refusal": TableSource(partial(fetch_own, "over_refusal"), PROMPTS, splits=("test",), prompt_style="chat"),
 }

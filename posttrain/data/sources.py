@@ -151,7 +151,8 @@ def scan_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
 
 def _without_style(settings: DataSettings) -> DataSettings:
     """Return settings that read prompts without a style around them, and problems as plain questions."""
-    style = "question" if isinstance(SOURCES.get(settings.source), Source) else None  # choices: the default one
+    source = SOURCES.get(settings.source)
+    style = "question" if source is not None and source.prompt_style in PROMPT_STYLES else None  # choices: the default
     return settings.model_copy(update={"prompt_style": style})
 
 

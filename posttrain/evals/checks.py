@@ -9,7 +9,8 @@ from posttrain.data.choices import CHOICE_STYLES
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
 from posttrain.evals.tasks import Task, find_task, task_data
-from posttrain.rewards.checks import reward_problems
+from posttrain.rewards import JUDGE
+from posttrain.rewards.checks import group_problems, judge_problems, reward_problems
 from posttrain.settings import EvalSettings
 
 Problem = tuple[str, ConfigError]  # dotted key, error
@@ -18,6 +19,7 @@ Problem = tuple[str, ConfigError]  # dotted key, error
 def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
     """Yield rewards that cannot be, samples that would all be the same, and what the task has no use for or lacks."""
     yield from reward_problems(settings)
+    yield from group_problems(settings, group=_group(settings), named="num_samples")
     if settings.num_samples > 1 and settings.sampling.temperature == 0:
         message = f"{settings.num_samples} samples of each problem at sampling.temperature = 0 are all the same"
         yield "num_samples", ConfigError(message, fix="--sampling.temperature 1.0")
@@ -30,9 +32,11 @@ def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
     yield from style_problems(task, settings)
     if task.kind == "choices":
         yield from choice_problems(task, settings)
-    if task.kind == "scored" and task.score is None and not any(settings.rewards.values()):
-        message = f"task {task.name} is scored by rewards, and none has a weight"
-        yield "rewards", ConfigError(message, fix="--rewards.reward_model 1.0 --reward_model runs/rm/rm/artifact")
+    if task.kind == "scored":
+        yield from score_problems(task, settings)
+    elif settings.score_reference:
+        message = f"score_reference is for tasks that rewards score, which {task.name} is not"
+        yield "score_reference", ConfigError(message, fix="--score_reference false")
 
 
 def style_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
@@ -53,6 +57,36 @@ def choice_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
                 f"{name} has no meaning for task {task.name}: choices are compared by log-prob, nothing is sampled"
             )
             yield name, ConfigError(message, fix=f"remove {name}, or name another task: --task gsm8k")
+
+
+def score_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+    """Yield a task, or references, that no reward with a weight scores, and a comparison of a model with itself."""
+    weighed = any(settings.rewards.values())
+    fix = "--rewards.reward_model 1.0 --reward_model runs/rm/rm/artifact"
+    if task.score is None and not weighed:
+        yield "rewards", ConfigError(f"task {task.name} is scored by rewards, and none has a weight", fix=fix)
+    if settings.score_reference and not weighed:
+        message = "score_reference compares rewards, and none has a weight"
+        yield "score_reference", ConfigError(message, fix=fix)
+    if settings.rewards.get(JUDGE) and settings.reward_options.judge.mode == "pairwise":
+        if not settings.score_reference:
+            message = "a pairwise judge compares a model's samples with one another: their mean is a half for any model"
+            fix = "--reward_options.judge.mode pointwise, or --score_reference true where answers come with the prompts"
+            yield "reward_options.judge.mode", ConfigError(message, fix=fix)
+        elif settings.num_samples > 1:
+            message = "a pairwise judge compares one sample of each prompt with its reference"
+            yield "num_samples", ConfigError(message, fix="--num_samples 1")
+
+
+def check_judge_calls(settings: EvalSettings, problems: int) -> None:
+    """Raise ConfigError where the judge's budget is too small for so many problems; the rows are read by then."""
+    for _, error in judge_problems(settings, prompts=problems, group=_group(settings)):
+        raise error
+
+
+def _group(settings: EvalSettings) -> int:
+    """Return how many completions of a prompt are scored together."""
+    return settings.num_samples + settings.score_reference
 
 
 def check_settings(settings: EvalSettings) -> None:

@@ -58,6 +58,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     kind = KINDS[task.kind]
     rows = load_rows(data, seed=settings.seed, kinds=ROW_KINDS[task.kind])
     require_kind(rows, ROW_KINDS[task.kind], "eval")
+    scorer = scored.score_identity(task, settings) if task.kind == "scored" else None
     with kind.answers(task, settings, rows, run) as problems:
         batches = [problems.ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(problems.ids), PROBLEMS_PER_STEP)]
         for step in run.steps(len(batches)):
@@ -73,8 +74,9 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "task": task.name,
         "task_version": task.version,
         "kind": task.kind,
-        "grader_version": GRADER_VERSION,
+        "grader_version": GRADER_VERSION if task.kind == "mathematics" else None,
         "strict_profile": used_profile(task, settings),
+        "scorer": scorer,
         **summarise(found),
         **kind.summarise(found),
         "dropped_rows": problems.dropped,

@@ -10,12 +10,13 @@ from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.rows import Row as DataRow
 from posttrain.engines import ENGINES
 from posttrain.evals import mathematics, scored
+from posttrain.evals.checks import check_judge_calls
 from posttrain.evals.samples import Answers, Sample
 from posttrain.evals.tasks import Task, used_profile
 from posttrain.models.lm import load_model
 from posttrain.records import Completion, Prompt
-from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.functions import combination_of
+from posttrain.rewards.requirements import require_columns
 from posttrain.rewards.scoring import RewardFunction, require_gold, score
 from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs.directory import StageRun
@@ -28,8 +29,11 @@ SCORER_TOKENS = 4096  # that a reward model reads at a time
 @contextmanager
 def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow], run: StageRun) -> Iterator[Answers]:
     """Yield the prompts of a task, and what samples their completions and judges them."""
-    if task.kind == "mathematics" or GOLD_REWARDS & scores_of(task, settings).keys():
+    if task.kind == "mathematics":
         require_gold(rows)
+    require_columns(rows, scores_of(task, settings))
+    check_judge_calls(settings, len(rows))
+    given = scored.reference_texts(rows) if settings.score_reference else {}
     with reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True) as functions:
         loaded = load_model(settings.model, seed=settings.seed, trainable=False)
         prompts, dropped = drop_overlong(
@@ -38,6 +42,7 @@ def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow],
             max_length=settings.data.max_length,
             reserve=settings.sampling.max_completion_length,
         )
+        references = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in given.items()}
         engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
 
         def answer(ids: Sequence[str]) -> list[Sample]:
@@ -46,7 +51,7 @@ def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow],
             with run.phase("generate"):
                 completions = engine.generate(batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds)
             with run.phase("score"):
-                return list(judge(batch, completions, task, settings, functions))
+                return list(judge(batch, completions, task, settings, functions, references))
 
         yield Answers(list(prompts), len(dropped), loaded.tokenizer.chat_template, answer)
         engine.close()
@@ -72,15 +77,14 @@ def judge(
     task: Task,
     settings: EvalSettings,
     functions: Mapping[str, RewardFunction],
+    references: Mapping[str, Completion],
 ) -> Iterator[Sample]:
-    """Yield every completion with what the task and the rewards make of it."""
+    """Yield every completion with what the task and the rewards make of it; `references` are by the prompt's id."""
     rewards, profile = scores_of(task, settings), used_profile(task, settings)
+    if profile is None:
+        yield from scored.score_samples(prompts, completions, task, settings, rewards, functions, references)
+        return
     parts = iter(score(prompts, completions, rewards, functions, combination_of(settings)) if rewards else ())
     for prompt, group in zip(prompts, completions, strict=True):
         for index, completion in enumerate(group):
-            part = next(parts, None)
-            if profile is not None:
-                yield mathematics.grade_sample(prompt, index, completion, profile, part)
-            else:
-                assert part is not None
-                yield scored.score_sample(prompt, index, completion, part, task.score)
+            yield mathematics.grade_sample(prompt, index, completion, profile, next(parts, None))

@@ -24,6 +24,8 @@ SUBSETS = {
     "subject": ("subject", "type"),
     "level": ("level",),
     "kind": ("kind",),
+    "family": ("family",),
+    "dataset": ("dataset",),
 }  # columns of a row that divide a task
 REWARD, REWARDS = "reward", "rewards/"  # columns: what the weighted rewards make, and each of them
 
@@ -97,7 +99,7 @@ class Answers(NamedTuple):
 
 
 def subsets_of(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Return the subsets that a problem belongs to, by what divides the task: subject, level or kind.
+    """Return the subsets that a problem belongs to, by what divides the task: subject, level, kind, ...
 
     MATH's "Level 5" is the level 5 of MATH-500.
     """

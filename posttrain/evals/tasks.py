@@ -42,6 +42,7 @@ class Task:
     source: str  # the named source of its problems
     kind: Kind = "mathematics"
     score: str | None = None  # of scored: the reward that is it, None: what all rewards make; of choices: the metric
+    rewards_decide: bool = False  # of scored: rewards with a weight take the place of `score`, which is then watched
 
 
 TASKS: dict[str, Task] = {
@@ -54,6 +55,10 @@ TASKS: dict[str, Task] = {
     "arc_challenge": Task("arc_challenge", "1", "arc_challenge", "choices", "acc_norm"),
     "choices": Task("choices", "1", "", "choices", "acc_norm"),  # the user's own; of letters acc_norm is acc
     "prompts": Task("prompts", "1", "", "scored"),  # the user's own, scored by rewards
+    "ifeval": Task("ifeval", "1", "ifeval", "scored", "follows_every_instruction"),
+    "instructions": Task("instructions", "1", "instructions", "scored", "follows_every_instruction"),
+    "alignment": Task("alignment", "1", "alignment", "scored", "passes_checks", rewards_decide=True),
+    "over_refusal": Task("over_refusal", "1", "over_refusal", "scored", "refuses_rightly"),
 }
 
 

@@ -16,7 +16,7 @@ from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError
 from posttrain.field_types import show as shown_value
 from posttrain.records import Completion, Prompt, StopReason
-from posttrain.rewards import GOLD_REWARDS, JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS
+from posttrain.rewards import GOLD_REWARDS, JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS, ROW_COLUMNS
 from posttrain.rewards.arguments import completion_text
 from posttrain.rewards.checks import reward_problems
 from posttrain.rewards.functions import combination_of, open_rewards
@@ -54,7 +54,7 @@ class TrialSettings(RewardSettings):
 
 
 def described_rewards(reward_file: str | None) -> list[dict[str, Any]]:
-    """Return each reward with what it pays for, whether it needs a gold answer, and its options with their defaults."""
+    """Return each reward with what it pays for, what it needs of the rows, and its options with their defaults."""
     functions: dict[str, Any] = {**REWARDS, **OPTION_REWARDS, JUDGE: Judge}
     texts = {name: (function.__doc__ or "").partition("\n")[0] for name, function in functions.items()}
     texts[REWARD_MODEL] = "The score of the reward model that the setting reward_model names."
@@ -67,19 +67,22 @@ def described_rewards(reward_file: str | None) -> list[dict[str, Any]]:
                 "name": name,
                 "pays": text,
                 "needs_gold": name in GOLD_REWARDS,
+                "reads_columns": list(ROW_COLUMNS.get(name, ())),
                 "options": {row.key: f"{row.doc} Default {row.default}." for row in help_rows},
             }
         )
     own = public_functions(reward_file) if reward_file else []
-    return rows + [{"name": name, "pays": f"As {reward_file} says.", "needs_gold": None, "options": {}} for name in own]
+    unknown = {"pays": f"As {reward_file} says.", "needs_gold": None, "reads_columns": [], "options": {}}
+    return rows + [{"name": name, **unknown} for name in own]
 
 
 def list_lines(rewards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the described rewards as lines to print."""
     width = max(len(each["name"]) for each in rewards)
     for each in rewards:
-        gold = "  [needs a gold answer]" if each["needs_gold"] else ""
-        yield f"{each['name']:{width}}  {each['pays']}{gold}"
+        needed = ["a gold answer"] if each["needs_gold"] else each["reads_columns"]
+        needs = f"  [needs {' or '.join(needed)}]" if needed else ""
+        yield f"{each['name']:{width}}  {each['pays']}{needs}"
         yield from (f"{'':{width}}    {key}: {meaning}" for key, meaning in each["options"].items())
 
 

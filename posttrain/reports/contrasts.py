@@ -200,7 +200,7 @@ def _faults(evaluations: Sequence[Evaluation], baseline: str) -> dict[str, str]:
 
 def _differences(first: Evaluation, other: Evaluation) -> list[str]:
     words = [
-        f"{called} {_shown(first.summary.get(key))} vs {_shown(other.summary.get(key))}"
+        f"{called} {' vs '.join(_shown_apart(first.summary.get(key), other.summary.get(key)))}"
         for key, called in ALIKE.items()
         if first.summary.get(key) != other.summary.get(key)
     ]
@@ -213,7 +213,7 @@ def _differences(first: Evaluation, other: Evaluation) -> list[str]:
 
 
 def _not_alike(baseline: str, name: str, words: str) -> DataError:
-    fix = f"evaluate {name} again with the task, data and sampling of {baseline}"
+    fix = f"evaluate {name} again with the task, data, sampling and rewards of {baseline}"
     if "grader version" in words:
         fix = f"posttrain rescore grades the samples of {name} again; or {fix}"
     return DataError(
@@ -278,7 +278,16 @@ def _notices(evaluations: Sequence[Evaluation], baseline: str) -> Iterator[str]:
         )
 
 
+def _shown_apart(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values in words, of two objects only the keys in which they differ."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return _shown(one), _shown(other)
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    first, second = ({key: value[key] for key in keys if key in value} for value in (one, other))
+    return _shown(first), _shown(second)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
     return str(value)

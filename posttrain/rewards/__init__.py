@@ -7,6 +7,17 @@ processes of their own (`workers.py`).
 
 from collections.abc import Callable
 
+from posttrain.rewards.following import (
+    ACCEPTED,
+    SHOULD_REFUSE,
+    answers,
+    follows_every_instruction,
+    follows_instructions,
+    passes_checks,
+    refuses,
+    refuses_rightly,
+    says_accepted_answer,
+)
 from posttrain.rewards.formats import (
     format_boxed,
     format_json,
@@ -16,6 +27,7 @@ from posttrain.rewards.formats import (
     step_words,
 )
 from posttrain.rewards.hybrid import hybrid
+from posttrain.rewards.instructions.verdicts import NAMES
 from posttrain.rewards.lengths import cosine_length, length_band, length_control, soft_overlong
 from posttrain.rewards.rules import boxed_answer, could_not_grade, exact_match, math_answer, numeric_match, r1_zero
 from posttrain.rewards.texts import avoids, contains, language_consistency, repetition
@@ -31,6 +43,13 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "format_boxed": format_boxed,
     "step_words": step_words,
     "length_control": length_control,
+    "follows_instructions": follows_instructions,
+    "follows_every_instruction": follows_every_instruction,
+    "refuses": refuses,
+    "answers": answers,
+    "refuses_rightly": refuses_rightly,
+    "says_accepted_answer": says_accepted_answer,
+    "passes_checks": passes_checks,
 }
 OPTION_REWARDS: dict[str, Callable[..., list[float | None]]] = {  # the options come first
     "numeric_match": numeric_match,
@@ -58,6 +77,13 @@ GOLD_REWARDS = frozenset(  # these grade against a gold answer
         "length_control",
     }
 )
+ROW_COLUMNS: dict[str, tuple[str, ...]] = {  # these read a row's columns: any of those named
+    "follows_instructions": (NAMES,),
+    "follows_every_instruction": (NAMES,),
+    "refuses_rightly": (SHOULD_REFUSE,),
+    "says_accepted_answer": (ACCEPTED,),
+    "passes_checks": (NAMES, SHOULD_REFUSE, ACCEPTED),
+}
 WORKER_REWARDS = frozenset({"format_regex"})  # a regular expression can take for ever, and nothing but a kill ends it
 REWARD_MODEL = "reward_model"  # the name of the reward that `learned.py` makes of the model that a stage names
 JUDGE = "judge"  # the name of the reward that `judge.py` makes of the model that its options name

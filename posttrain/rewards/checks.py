@@ -70,11 +70,32 @@ def options_problems(settings: RewardOptions, names: Sequence[str]) -> Iterator[
             yield "judge.base_url", ConfigError(problem)
 
 
-def judge_calls(settings: PolicyStageSettings) -> int:
-    """Return how many calls the judge takes at most in a whole run, with two at its start to try it."""
-    group, judge = settings.num_generations, settings.reward_options.judge
-    of_group = group if judge.mode == "pointwise" else (2 if group == 2 else 2 * group)
-    return 2 + settings.max_steps * settings.prompts_per_step * of_group
+def judge_calls(settings: RewardSettings, *, prompts: int, group: int) -> int:
+    """Return how many calls the judge takes at most for so many groups of completions, with two to try it."""
+    pointwise = settings.reward_options.judge.mode == "pointwise"
+    return 2 + prompts * (group if pointwise else (2 if group == 2 else 2 * group))
+
+
+def judge_problems(settings: RewardSettings, *, prompts: int, group: int) -> Iterator[Problem]:
+    """Yield a budget of the judge that is too small for so many groups of completions."""
+    calls, limit = judge_calls(settings, prompts=prompts, group=group), settings.reward_options.judge.max_calls
+    if JUDGE in settings.rewards and calls > limit:
+        message = f"the judge will be called up to {calls} times, and max_calls = {limit}"
+        yield "reward_options.judge.max_calls", ConfigError(message, fix=f"--reward_options.judge.max_calls {calls}")
+
+
+def group_problems(settings: RewardSettings, *, group: int, named: str) -> Iterator[Problem]:
+    """Yield what compares the completions of a prompt where there is one; `named` is the setting that says how many."""
+    pairwise = JUDGE in settings.rewards and settings.reward_options.judge.mode == "pairwise"
+    grouped = {
+        "reward_combination": settings.reward_combination == "normalized_sum",
+        "rewards.length_control": "length_control" in settings.rewards,
+        "reward_options.judge.mode": pairwise,
+    }
+    for key, wanted in grouped.items():
+        if wanted and group < 2:
+            message = f"{key.removeprefix('rewards.')} compares the completions of a prompt, and {named} = 1"
+            yield key, ConfigError(message, fix=f"--{named} 4")
 
 
 def _stage(settings: RewardSettings) -> str:
@@ -140,18 +161,6 @@ def _reward_model_problems(settings: ScoredStageSettings) -> Iterator[Problem]:
 
 def _stage_problems(settings: PolicyStageSettings) -> Iterator[Problem]:
     """Yield what the rewards ask of the stage: groups, a budget."""
-    pairwise = JUDGE in settings.rewards and settings.reward_options.judge.mode == "pairwise"
-    grouped = {
-        "reward_combination": settings.reward_combination == "normalized_sum",
-        "rewards.length_control": "length_control" in settings.rewards,
-        "reward_options.judge.mode": pairwise,
-    }
-    for key, wanted in grouped.items():
-        if wanted and settings.num_generations < 2:
-            message = f"{key.removeprefix('rewards.')} compares the completions of a prompt, and num_generations = 1"
-            yield key, ConfigError(message, fix="--num_generations 4")
-    if JUDGE in settings.rewards and (calls := judge_calls(settings)) > settings.reward_options.judge.max_calls:
-        message = (
-            f"the judge will be called up to {calls} times, and max_calls = {settings.reward_options.judge.max_calls}"
-        )
-        yield "reward_options.judge.max_calls", ConfigError(message, fix=f"--reward_options.judge.max_calls {calls}")
+    group = settings.num_generations
+    yield from group_problems(settings, group=group, named="num_generations")
+    yield from judge_problems(settings, prompts=settings.max_steps * settings.prompts_per_step, group=group)

@@ -255,11 +255,13 @@ class EvalSettings(ScoredStageSettings):
     """Have a model answer a task's held-out problems, and say how well it did."""
 
     task: str = "nano"
-    """Name of the task: nano, gsm8k, math500, mmlu, arc_easy, choices, prompts, ...; a wrong one lists them all."""
+    """Name of the task: nano, gsm8k, math500, mmlu, ifeval, alignment, prompts, ...; a wrong one lists them all."""
     data: DataSettings = DataSettings(split="test")
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     rewards: dict[str, float] = {}
     """Rewards that score the completions too, beside the task's own grade, and their weights."""
+    score_reference: bool = False
+    """Score the answers that come with the prompts (completion, or AlpacaEval's output) too, and count wins."""
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
     strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None

@@ -19,12 +19,12 @@ from posttrain.engines import Engine, Interrupted
 from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Branch, Completion, Prompt, Rollout, StopReason, TokenTree, Tree
-from posttrain.rewards import GOLD_REWARDS
 from posttrain.rewards.arguments import prompt_text
 from posttrain.rewards.extraction import Profile
 from posttrain.rewards.functions import combination_of
 from posttrain.rewards.grades import answer_form, gave_up, has_answer
-from posttrain.rewards.scoring import RewardFunction, gold_answer, require_gold, score
+from posttrain.rewards.requirements import require_columns
+from posttrain.rewards.scoring import RewardFunction, gold_answer, score
 from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs.directory import StageRun, TrainerState
 from posttrain.seeds import derive_seed
@@ -38,8 +38,7 @@ def prompt_rows(settings: PolicyStageSettings, stage: str) -> list[Row]:
     """
     rows = load_rows(settings.data, seed=settings.seed)
     require_kind(rows, ("prompt", "prompt_completion", "preference"), stage)
-    if GOLD_REWARDS & settings.rewards.keys():
-        require_gold(rows)
+    require_columns(rows, settings.rewards)
     return rows
 
 

@@ -37,6 +37,23 @@ def test_list_names_every_reward_and_what_it_is_told(capsys: pytest.CaptureFixtu
     assert set(rewards["soft_overlong"]["options"]) == {"max_length", "buffer"}
     code, out, _ = call(capsys, "list")
     assert "needs a gold answer" in out
+    assert "[needs instruction_id_list or should_refuse or accepted_answers]" in out
+    assert rewards["follows_instructions"]["reads_columns"] == ["instruction_id_list"]
+
+
+def test_try_scores_rows_by_their_own_columns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = {"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
+    rows = [
+        {"prompt": "A motto?", "completion": "Row, row", **asked},
+        {"prompt": "A proverb?", "completion": '"Time flies."', **asked},
+    ]
+    flags = ["--rewards.follows_instructions", "1.0", "--rewards.follows_every_instruction", "0.0"]
+    code, out, err = call(capsys, "try", write_rows(tmp_path / "rows.jsonl", rows), *flags, "--json")
+    assert code == 0, err
+    assert [each["reward"] for each in json.loads(out)["completions"]] == [0.0, 1.0]
+    code, _, err = call(capsys, "try", "--completion", "Row", "--rewards.follows_instructions", "1.0")
+    assert code == 6
+    assert "needs a column instruction_id_list" in err
 
 
 def test_try_shows_the_parts_of_the_hybrid_reward(capsys: pytest.CaptureFixture[str]) -> None:

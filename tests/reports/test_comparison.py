@@ -255,3 +255,18 @@ def test_a_comparison_is_the_same_in_any_order_of_problems(evaluations: dict[str
     loaded = [load_evaluation(name, path) for name, path in evaluations.items()]
     shuffled = [replace(item, samples=list(reversed(item.samples))) for item in loaded]
     assert compare_evaluations(shuffled, "base") == compare_evaluations(loaded, "base")
+
+
+def test_of_what_decides_a_score_only_the_difference_is_said(tmp_path: Path) -> None:
+    scorer = {"score": "reward", "rewards.judge": 1.0, "judge.model": "small", "judge.rubric": "Is it kind?"}
+    found = {
+        "base": write_evaluation(tmp_path / "base", outcomes(20), scorer=scorer),
+        "grpo": write_evaluation(tmp_path / "grpo", outcomes(20), scorer=scorer | {"judge.model": "large"}),
+        "rule": write_evaluation(tmp_path / "rule", outcomes(20), scorer={"score": "passes_checks"}),
+    }
+    with pytest.raises(DataError) as caught:
+        compare({"base": found["base"], "grpo": found["grpo"]}, "base", tmp_path)
+    message = "base and grpo were not scored alike: scorer judge.model small vs judge.model large. No paired test drawn"
+    assert str(caught.value).startswith(message)
+    with pytest.raises(DataError, match=r"scorer score reward, rewards\.judge 1\.0, .* vs score passes_checks\. No"):
+        compare({"base": found["base"], "rule": found["rule"]}, "base", tmp_path)

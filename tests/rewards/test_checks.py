@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.rewards.checks import judge_calls, reward_problems
-from posttrain.settings import GrpoSettings, JudgeOptions, PpoSettings, RewardOptions
+from posttrain.settings import GrpoSettings, JudgeOptions, PpoSettings, RewardOptions, RewardSettings
 
 JUDGED: dict[str, Any] = {"rewards": {"judge": 1.0}}
 
@@ -105,12 +105,13 @@ def test_what_compares_needs_a_group(options: dict[str, Any]) -> None:
 
 
 def test_calls_of_the_judge() -> None:
-    steps = {"max_steps": 10, "prompts_per_step": 3, **JUDGED}
-    pointwise, pairwise = ({"judge": {"model": "m", "mode": mode}} for mode in ("pointwise", "pairwise"))
-    grpo = GrpoSettings.model_validate
-    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pointwise})) == 122
-    assert judge_calls(grpo({**steps, "num_generations": 4, "reward_options": pairwise})) == 242
-    assert judge_calls(grpo({**steps, "num_generations": 2, "reward_options": pairwise})) == 62
+    pointwise, pairwise = (
+        RewardSettings.model_validate({**JUDGED, "reward_options": {"judge": {"model": "m", "mode": mode}}})
+        for mode in ("pointwise", "pairwise")
+    )
+    assert judge_calls(pointwise, prompts=30, group=4) == 122
+    assert judge_calls(pairwise, prompts=30, group=4) == 242
+    assert judge_calls(pairwise, prompts=30, group=2) == 62
 
 
 @pytest.mark.parametrize(
