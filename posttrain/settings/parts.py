@@ -76,7 +76,7 @@ class DataSettings(Settings):
     rows: Count | None = None
     """Read only this many rows (the first ones, after filters); None reads all."""
     prompt_style: str | None = None
-    """How a question becomes a prompt (r1_zero, boxed, question, chat; letters, cloze); None takes the source's own."""
+    """How a question becomes a prompt (r1_zero, boxed, question, chat, ...); None takes the source's own."""
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     """Worked examples before each prompt, of the train split; the seed says which (MMLU: the first of the subject)."""
     columns: dict[str, str] = {}

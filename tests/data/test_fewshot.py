@@ -149,6 +149,17 @@ def test_mmlu_takes_the_first_of_its_subject(tmp_path: Path) -> None:
         load(str(tmp_path), source="mmlu", num_fewshot=6)
 
 
+def test_choices_in_a_chat_have_their_examples_as_turns(tmp_path: Path) -> None:
+    for split, count in {"train": 2, "test": 1}.items():
+        rows = [{"question": f"{split} {i}?", "choices": ["x", "y"], "answer": 1} for i in range(count)]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    data = DataSettings(source=str(tmp_path), split="test", prompt_style="letters_chat", num_fewshot=1)
+    (asked,) = load_rows(data, seed=0, kinds=("choices",))
+    assert isinstance(asked.prompt, tuple)
+    assert [turn["role"] for turn in asked.prompt] == ["user", "assistant", "user"]
+    assert (asked.prompt[1]["content"], asked.columns["continuations"]) == ("B", ("A", "B"))
+
+
 def test_arc_examples_end_in_the_text_of_the_answer(tmp_path: Path) -> None:
     def row(number: int) -> dict[str, Any]:
         labelled = {"text": [f"right {number}", "wrong"], "label": ["A", "B"]}
