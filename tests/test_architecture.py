@@ -42,7 +42,7 @@ FOUNDATION = {
     "field_types",
     "foreign_keys",
 }  # of floor 0, for its neighbours
-STAGES = {f"posttrain.stages.{stage}" for stage in ("pretrain", "sft", "rm", "dpo", "grpo", "ppo", "pairs")}
+STAGES = {f"posttrain.stages.{stage}" for stage in ("pretrain", "sft", "rm", "dpo", "grpo", "ppo", "pairs", "frontier")}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 80, 60
 VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "misc"}
 BANNED_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

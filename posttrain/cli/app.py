@@ -146,6 +146,7 @@ STAGE_HELP = {
     "grpo": "Train a model by group-relative policy optimisation, with programs or a reward model as rewards.",
     "ppo": "Train a model by proximal policy optimisation: a critic, a KL penalty, programs or a reward model.",
     "eval": "Measure a model on a task: answers graded, scored by rewards, or chosen by log-prob.",
+    "frontier": "Follow the policies that a stage kept: reward and true score against the KL to the start.",
 }
 for _type_name, _help in STAGE_HELP.items():
     app.command(_stage_verb(_type_name), name=_type_name, help=_help)

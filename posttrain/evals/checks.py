@@ -11,7 +11,7 @@ from posttrain.errors import ConfigError
 from posttrain.evals.tasks import Task, find_task, task_data
 from posttrain.rewards import JUDGE
 from posttrain.rewards.checks import group_problems, judge_problems, reward_problems
-from posttrain.settings import EvalSettings
+from posttrain.settings import EvalSettings, FrontierSettings, SamplingSettings, TaskSettings
 
 Problem = tuple[str, ConfigError]  # dotted key, error
 
@@ -39,7 +39,7 @@ def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
         yield "score_reference", ConfigError(message, fix="--score_reference false")
 
 
-def style_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+def style_problems(task: Task, settings: TaskSettings) -> Iterator[Problem]:
     """Yield a prompt style of another kind of task."""
     wanted, others = list(PROMPT_STYLES), list(CHOICE_STYLES)
     if task.kind == "choices":
@@ -51,7 +51,7 @@ def style_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
 
 def choice_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
     """Yield the settings of sampled completions, which a task of choices has none of."""
-    for name in ("sampling", "num_samples", "rewards", "strict_profile"):
+    for name in ("sampling", "num_samples", "rewards", "strict_profile", "reference"):
         if getattr(settings, name) != EvalSettings.model_fields[name].get_default():
             message = (
                 f"{name} has no meaning for task {task.name}: choices are compared by log-prob, nothing is sampled"
@@ -89,7 +89,34 @@ def _group(settings: EvalSettings) -> int:
     return settings.num_samples + settings.score_reference
 
 
-def check_settings(settings: EvalSettings) -> None:
+def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
+    """Yield rewards that cannot be, a sampling that is not the policy's own, and a gold score that is none."""
+    yield from reward_problems(settings)
+    for name in ("temperature", "top_p", "top_k", "min_p"):
+        found, wanted = getattr(settings.sampling, name), getattr(SamplingSettings(), name)
+        if found != wanted:
+            message = f"the KL is estimated by samples of the policy as it is, and sampling.{name} = {found}"
+            yield f"sampling.{name}", ConfigError(message, fix=f"--sampling.{name} {wanted}")
+    if settings.gold is not None and settings.gold not in settings.rewards:
+        message = f"gold = {settings.gold} is none of the rewards: {', '.join(settings.rewards)}"
+        yield "gold", ConfigError(message, fix=f"--rewards.{settings.gold} 0.0")
+    try:
+        task = find_task(settings.task)
+        task_data(task, settings.data)
+    except ConfigError as error:
+        yield "task", error
+        return
+    yield from style_problems(task, settings)
+    if task.kind == "choices":
+        message = f"task {task.name} compares choices by log-prob, and a frontier needs samples"
+        yield "task", ConfigError(message, fix="--task gsm8k")
+    if task.kind == "scored" and task.score is None and settings.gold is None:
+        message = f"task {task.name} has no score but the rewards, and gold names none of them as the true one"
+        yield "gold", ConfigError(message, fix=f"--gold {next(iter(settings.rewards), 'NAME')}")
+
+
+def check_settings(settings: EvalSettings | FrontierSettings) -> None:
     """Raise the first problem."""
-    for _, error in evaluation_problems(settings):
+    problems = evaluation_problems(settings) if isinstance(settings, EvalSettings) else frontier_problems(settings)
+    for _, error in problems:
         raise error

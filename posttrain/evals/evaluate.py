@@ -20,6 +20,7 @@ from posttrain.engines import Interrupted
 from posttrain.evals import choices, mathematics, scored
 from posttrain.evals.checks import check_settings
 from posttrain.evals.choices import choice_answers
+from posttrain.evals.distance import summarise_distance
 from posttrain.evals.sampled import sampled_answers, scores_of
 from posttrain.evals.samples import Answers, Row, Sample, subset_lines, summarise
 from posttrain.evals.tasks import ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
@@ -79,6 +80,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "scorer": scorer,
         **summarise(found),
         **kind.summarise(found),
+        **({} if settings.reference is None else summarise_distance(found, settings.sampling)),
+        "reference": settings.reference,
         "dropped_rows": problems.dropped,
         "scores": scores_of(task, settings),
         "sampling": {} if task.kind == "choices" else settings.sampling.model_dump(mode="json"),

@@ -33,14 +33,16 @@ class LengthSlopes(NamedTuple):
 def length_slopes(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> LengthSlopes:
     """Return the slopes of scores (N,) on lengths in tokens (N,) of completions of prompts (N,).
 
-    The overall ones are None below MIN_PROMPTS prompts or where all lengths are the same.
+    The overall ones are None below MIN_PROMPTS prompts or where all lengths are the same. So is Theil-Sen's of grades of 0
+    and 1: most pairs have equal ones, and the median is 0 whatever the slope.
     """
     hundreds = lengths / UNIT
     within = within_slopes(scores, [hundreds], prompts)[0]
     numbers, group = np.unique(prompts, return_inverse=True)
     if len(numbers) < MIN_PROMPTS or np.ptp(lengths) == 0:
         return LengthSlopes(None, None, within)
-    return LengthSlopes(_least_squares(scores, hundreds, group), _theil_sen(scores, hundreds, group), within)
+    by_medians = None if np.isin(scores, (0, 1)).all() else _theil_sen(scores, hundreds, group)
+    return LengthSlopes(_least_squares(scores, hundreds, group), by_medians, within)
 
 
 def _least_squares(y: np.ndarray, x: np.ndarray, group: np.ndarray) -> OverallSlope:

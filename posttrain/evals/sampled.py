@@ -4,13 +4,15 @@ Floor 4. What a kind of task makes of a completion is in `mathematics.py` and `s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
 
 from posttrain.data.chat import drop_overlong, render_prompt
 from posttrain.data.rows import Row as DataRow
 from posttrain.engines import ENGINES
 from posttrain.evals import mathematics, scored
 from posttrain.evals.checks import check_judge_calls
+from posttrain.evals.references import open_reference
 from posttrain.evals.samples import Answers, Sample
 from posttrain.evals.tasks import Task, used_profile
 from posttrain.models.lm import load_model
@@ -21,49 +23,92 @@ from posttrain.rewards.scoring import RewardFunction, require_gold, score
 from posttrain.rewards.stage_rewards import reward_functions
 from posttrain.runs.directory import StageRun
 from posttrain.seeds import derive_seed
-from posttrain.settings import EvalSettings
+from posttrain.settings import EvalSettings, ModelSettings, TaskSettings
 
 SCORER_TOKENS = 4096  # that a reward model reads at a time
 
 
 @contextmanager
 def sampled_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow], run: StageRun) -> Iterator[Answers]:
-    """Yield the prompts of a task, and what samples their completions and judges them."""
+    """Yield the prompts of a task, and what samples their completions and judges them.
+
+    With a reference the samples have its columns too (`references.Distance`).
+    """
+    check_judge_calls(settings, len(rows))
+    given = scored.reference_texts(rows) if settings.score_reference else {}
+    named = None
+    if settings.reference is not None:
+        named = settings.model.model_copy(update={"name_or_path": settings.reference, "revision": None})
+    with (
+        task_rewards(task, settings, rows, run) as functions,
+        model_answers(settings.model, named, task, settings, rows, functions, run, given) as answers,
+    ):
+        yield answers
+
+
+def task_rewards(
+    task: Task, settings: TaskSettings, rows: Sequence[DataRow], run: StageRun
+) -> AbstractContextManager[Mapping[str, RewardFunction]]:
+    """Return the context of the functions that score the completions; raises DataError for rows that lack columns."""
     if task.kind == "mathematics":
         require_gold(rows)
     require_columns(rows, scores_of(task, settings))
-    check_judge_calls(settings, len(rows))
-    given = scored.reference_texts(rows) if settings.score_reference else {}
-    with reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True) as functions:
-        loaded = load_model(settings.model, seed=settings.seed, trainable=False)
-        prompts, dropped = drop_overlong(
-            rows,
-            lambda row: render_prompt(row, loaded.tokenizer),
-            max_length=settings.data.max_length,
-            reserve=settings.sampling.max_completion_length,
-        )
-        references = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in given.items()}
-        engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
-
-        def answer(ids: Sequence[str]) -> list[Sample]:
-            batch = [prompts[row_id] for row_id in ids]
-            seeds = sample_seeds(settings, batch)
-            with run.phase("generate"):
-                completions = engine.generate(batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds)
-            with run.phase("score"):
-                return list(judge(batch, completions, task, settings, functions, references))
-
-        yield Answers(list(prompts), len(dropped), loaded.tokenizer.chat_template, answer)
-        engine.close()
+    return reward_functions(settings, rows, run, max_tokens=SCORER_TOKENS, allow_weak=True)
 
 
-def scores_of(task: Task, settings: EvalSettings) -> dict[str, float]:
+@contextmanager
+def model_answers(
+    model: ModelSettings,
+    reference: ModelSettings | None,
+    task: Task,
+    settings: TaskSettings,
+    rows: Sequence[DataRow],
+    functions: Mapping[str, RewardFunction],
+    run: StageRun,
+    given: Mapping[str, str] | None = None,
+) -> Iterator[Answers]:
+    """Yield the prompts of a task, and what has one model complete them; the model of the settings is not looked at.
+
+    `given` are the answers that came with the prompts, by the prompt's id, which are scored too.
+    """
+    loaded = load_model(model, seed=settings.seed, trainable=False)
+    prompts, dropped = drop_overlong(
+        rows,
+        lambda row: render_prompt(row, loaded.tokenizer),
+        max_length=settings.data.max_length,
+        reserve=settings.sampling.max_completion_length,
+    )
+    answered = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in (given or {}).items()}
+    frozen = None if reference is None else open_reference(reference, loaded, model)
+    engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+
+    def answer(ids: Sequence[str]) -> list[Sample]:
+        batch = [prompts[row_id] for row_id in ids]
+        seeds = sample_seeds(settings, batch)
+        with run.phase("generate"):
+            completions = engine.generate(batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds)
+        with run.phase("score"):
+            samples = list(judge(batch, completions, task, settings, functions, answered))
+        if frozen is None:
+            return samples
+        with run.phase("reference"):
+            distances = frozen.distances(batch, completions)
+        return [
+            replace(sample, further={**sample.further, **asdict(distance)})
+            for sample, distance in zip(samples, distances, strict=True)
+        ]
+
+    yield Answers(list(prompts), len(dropped), loaded.tokenizer.chat_template, answer)
+    engine.close()
+
+
+def scores_of(task: Task, settings: TaskSettings) -> dict[str, float]:
     """Return the rewards that score each completion, with their weights; the task's own, if unnamed, is watched."""
     own = {task.score: 0.0} if task.kind == "scored" and task.score is not None else {}
     return own | settings.rewards
 
 
-def sample_seeds(settings: EvalSettings, prompts: Sequence[Prompt]) -> list[list[int]]:
+def sample_seeds(settings: TaskSettings, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the seeds of the samples of each prompt: they depend on the run seed, the problem and the index alone."""
     return [
         [derive_seed(settings.seed, "eval", prompt.id, sample) for sample in range(settings.num_samples)]
@@ -75,7 +120,7 @@ def judge(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     task: Task,
-    settings: EvalSettings,
+    settings: TaskSettings,
     functions: Mapping[str, RewardFunction],
     references: Mapping[str, Completion],
 ) -> Iterator[Sample]:

@@ -62,7 +62,7 @@ class Sample:
     reason: str = ""  # why strict grading did not find it right
     subsets: Mapping[str, str] = field(default_factory=dict)
     scored: Scored | None = None  # by the rewards of the evaluation's settings
-    further: Mapping[str, Any] = field(default_factory=dict)  # columns that this kind of task alone has
+    further: Mapping[str, Any] = field(default_factory=dict)  # columns of this kind of task, and of the reference
 
     def row(self) -> dict[str, Any]:
         """Return the sample as a row of the table: subsets, scores and further columns are columns of their own."""

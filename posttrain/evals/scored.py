@@ -21,15 +21,15 @@ from posttrain.rewards.arguments import completion_text
 from posttrain.rewards.functions import combination_of
 from posttrain.rewards.identity import reward_identity
 from posttrain.rewards.scoring import RewardFunction, Scored, score
-from posttrain.settings import EvalSettings
+from posttrain.settings import TaskSettings
 
 
-def own_rule(task: Task, settings: EvalSettings) -> str | None:
+def own_rule(task: Task, settings: TaskSettings) -> str | None:
     """Return the reward that is the task's number; None where that is what the weighted rewards make."""
     return None if task.rewards_decide and any(settings.rewards.values()) else task.score
 
 
-def score_identity(task: Task, settings: EvalSettings) -> dict[str, Any]:
+def score_identity(task: Task, settings: TaskSettings) -> dict[str, Any]:
     """Return what decides the task's number, as flat JSON."""
     rule = own_rule(task, settings)
     return {"score": rule} if rule is not None else {"score": REWARD, **reward_identity(settings)}
@@ -39,7 +39,7 @@ def score_samples(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     task: Task,
-    settings: EvalSettings,
+    settings: TaskSettings,
     rewards: Mapping[str, float],
     functions: Mapping[str, RewardFunction],
     references: Mapping[str, Completion],

@@ -12,7 +12,7 @@ from posttrain.data.named import used_style
 from posttrain.data.rows import Kind as RowKind
 from posttrain.errors import ConfigError
 from posttrain.rewards.extraction import Profile
-from posttrain.settings import DataSettings, EvalSettings
+from posttrain.settings import DataSettings, TaskSettings
 
 # The one format that strict grading accepts, by what the prompt asks for.
 STRICT_PROFILES: dict[str, Profile] = {
@@ -98,6 +98,6 @@ def strict_profile(data: DataSettings) -> Profile:
     return STRICT_PROFILES[used_style(data) or "question"]
 
 
-def used_profile(task: Task, settings: EvalSettings) -> Profile | None:
+def used_profile(task: Task, settings: TaskSettings) -> Profile | None:
     """Return the one format that strict grading accepts; None where nothing is graded."""
     return (settings.strict_profile or strict_profile(settings.data)) if task.kind == "mathematics" else None

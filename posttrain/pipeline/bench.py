@@ -27,7 +27,14 @@ from posttrain.pipeline.recipe import Recipe, Stage, load_recipe
 from posttrain.pipeline.runner import stage_settings
 from posttrain.pipeline.stages import STAGE_TYPES, StageFunction
 from posttrain.rewards import JUDGE
-from posttrain.settings import EvalSettings, ModelSettings, ModelStageSettings, PolicyStageSettings, Settings
+from posttrain.settings import (
+    EvalSettings,
+    FrontierSettings,
+    ModelSettings,
+    ModelStageSettings,
+    PolicyStageSettings,
+    Settings,
+)
 
 BUDGET = 5.0  # seconds of steps in each stage
 LENIENCY = 4.0  # a step of many rows takes less than as many steps of one row
@@ -134,6 +141,8 @@ def _start_of(recipe: Recipe, stage: Stage, directory: Path) -> tuple[ModelSetti
     """Return the model to measure a stage on; None, with a sentence, where it is not to be measured."""
     if not isinstance(stage.settings, ModelStageSettings):
         return None, f"{stage.name} ({stage.type}) trains and samples nothing: not measured"
+    if isinstance(stage.settings, FrontierSettings):
+        return None, f"{stage.name} (frontier) samples as many policies as are kept by then: not measured"
     start = starting_model(recipe, stage, directory)
     if start is None:
         return None, f"{stage.name} was not measured: it starts from a model that is not pre-trained yet"

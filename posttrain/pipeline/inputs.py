@@ -15,9 +15,11 @@ from posttrain.evals.tasks import find_task, task_data
 from posttrain.models.files import base_of_adapter, is_adapter, locate
 from posttrain.runs.artifact import MANIFEST
 from posttrain.runs.durable import hash_file
+from posttrain.runs.policies import kept_policies
 from posttrain.settings import (
     DataSettings,
     EvalSettings,
+    FrontierSettings,
     ModelSettings,
     ModelStageSettings,
     PolicyStageSettings,
@@ -27,6 +29,7 @@ from posttrain.settings import (
     RowStageSettings,
     ScoredStageSettings,
     StageSettings,
+    TaskSettings,
 )
 
 MODEL_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".safetensors"})  # config, tokenizer, weights
@@ -35,7 +38,7 @@ HASHED_BYTES = 2**28  # of a larger file without a manifest, size and time of ch
 
 def data_of(settings: StageSettings) -> DataSettings | None:
     """Return where a stage's rows come from; those of an evaluation are its task's. Raises ConfigError for no task."""
-    if isinstance(settings, EvalSettings):
+    if isinstance(settings, TaskSettings):
         return task_data(find_task(settings.task), settings.data)
     return settings.data if isinstance(settings, RowStageSettings | PolicyStageSettings) else None
 
@@ -54,7 +57,7 @@ def data_files(data: DataSettings) -> list[Path]:
 
 
 def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dict[str, str]:
-    """Return a hash for each input: data, model, reward model, reward file, critic and chat template.
+    """Return a hash for each input: data, model, reward model, reference, policies, reward file, critic and template.
 
     `filled` are the dotted settings that earlier stages fill: what these name is not there yet. Raises ModelError or
     DataError where one is missing.
@@ -70,6 +73,12 @@ def input_hashes(settings: StageSettings, *, filled: Container[str] = ()) -> dic
     if isinstance(settings, ScoredStageSettings) and settings.reward_model is not None and "reward_model" not in filled:
         scorer = model_hash(ModelSettings(name_or_path=settings.reward_model))
         hashes |= {} if scorer is None else {"reward_model": scorer}
+    if isinstance(settings, EvalSettings) and settings.reference is not None and "reference" not in filled:
+        reference = model_hash(ModelSettings(name_or_path=settings.reference))
+        hashes |= {} if reference is None else {"reference": reference}
+    if isinstance(settings, FrontierSettings) and "policies" not in filled:
+        kept = kept_policies(Path(settings.policies)).values()
+        hashes["policies"] = _joined(hash_file(policy / MANIFEST).sha256 for policy in kept)
     if isinstance(settings, RewardSettings) and settings.reward_file is not None:
         hashes["reward_file"] = hash_file(Path(settings.reward_file)).sha256
     if isinstance(settings, PpoSettings) and (name := settings.critic.name_or_path) is not None:

@@ -17,16 +17,15 @@ from posttrain.field_types import show
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.recipe import Recipe, Stage
 from posttrain.pipeline.runner import stage_settings
-from posttrain.pipeline.stages import Product
 from posttrain.settings import (
     DataSettings,
     DpoSettings,
-    EvalSettings,
     ModelStageSettings,
     PolicyStageSettings,
     RmSettings,
     RowStageSettings,
     StageSettings,
+    TaskSettings,
 )
 from posttrain.stages.checks import row_kinds
 
@@ -36,10 +35,12 @@ if TYPE_CHECKING:
     from posttrain.data.rows import Kind, Row
 
 PREVIEW_ROWS = 64  # read and checked; the first is shown
-LINK_WORDS: dict[Product, str] = {
-    "model": "from",
+LINK_WORDS = {  # by the setting that names the stage
+    "init_from": "from",
     "reward_model": "rewarded by",
-    "pairs": "on the pairs of",
+    "reference": "measured against",
+    "policies": "on the policies of",
+    "data.source": "on the pairs of",
     "completions": "of the completions of",
 }
 
@@ -48,7 +49,7 @@ def preview(recipe: Recipe, runs_dir: str | Path) -> Iterator[str]:
     """Yield the lines of a dry run; raises what the stages would raise about settings, rows and tokenizers."""
     directory = Path(runs_dir) / recipe.name
     for stage in recipe.stages:
-        fed = "".join(f", {LINK_WORDS[link.wanted]} {link.stage}" for link in stage.links if link.wanted in LINK_WORDS)
+        fed = "".join(f", {LINK_WORDS[link.key]} {link.stage}" for link in stage.links if link.key in LINK_WORDS)
         yield f"stage {stage.name} ({stage.type}{fed}) -> {directory / stage.name}"
         yield from _setting_lines(stage, directory)
         yield from _example_lines(recipe, stage, directory)
@@ -68,13 +69,15 @@ def _setting_lines(stage: Stage, directory: Path) -> Iterator[str]:
 
 def _origin(stage: Stage, dotted: str) -> str:
     link = stage.filled.get(dotted)
-    return f"artifact of {link.stage}" if link else stage.origin_of(dotted)
+    if link is None:
+        return stage.origin_of(dotted)
+    return f"{'policies' if link.wanted == 'policies' else 'artifact'} of {link.stage}"
 
 
 def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[str]:
     """Yield one example as the stage would see it; stages without rows have none."""
     settings = stage_settings(stage, directory)
-    if not isinstance(settings, RowStageSettings | PolicyStageSettings | EvalSettings):
+    if not isinstance(settings, RowStageSettings | PolicyStageSettings | TaskSettings):
         return
     if (link := stage.filled.get("data.source")) and not (directory / link.stage / "artifact").is_dir():
         yield f"  its rows come from the stage {link.stage}, which has not run"
@@ -97,7 +100,7 @@ def _example_lines(recipe: Recipe, stage: Stage, directory: Path) -> Iterator[st
 
 def _kinds_of(settings: StageSettings) -> "tuple[Kind, ...]":
     """Return the kinds of rows that the stage asks for where columns could mean several."""
-    if isinstance(settings, EvalSettings):
+    if isinstance(settings, TaskSettings):
         return ROW_KINDS[find_task(settings.task).kind]
     return row_kinds(settings) if isinstance(settings, RmSettings | DpoSettings) else ()
 

@@ -3,6 +3,7 @@
 Floor 6: knows which stages exist and how they hang together; `runner.py` runs them.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from posttrain.config import DEFAULT, Entry, near_match, parse_flags, read_toml, refuse, resolve, under
+from posttrain.config import DEFAULT, Entry, flatten, near_match, parse_flags, read_toml, refuse, resolve, under
 from posttrain.errors import ConfigError, PosttrainError
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
+from posttrain.runs.identity import SETTINGS
 from posttrain.settings import (
     CompareSettings,
     EvalSettings,
     ModelStageSettings,
+    PolicyTrainingSettings,
     PpoSettings,
+    RewardSettings,
     Settings,
     StageSettings,
 )
@@ -31,6 +35,7 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "save_steps",
     "save_total_limit",
     "rollout_trees_saved",
+    "keep_policy_steps",
     "allow_weak_reward_model",
     "gold_reward",
     "reward_workers.deadline",
@@ -47,6 +52,10 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
     "model.device",
     "model.gradient_checkpointing",
 )
+
+
+OF_REWARDS = {*RewardSettings.model_fields, "reward_model"}  # what a frontier takes over: keys of its policies' stage
+OF_COMPLETIONS = {("sampling", "max_completion_length"), ("sampling", "stop")}
 
 
 class RecipeHeader(Settings):
@@ -130,7 +139,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, name: str | 
     stages: dict[str, Stage] = {}
     for stage_name in stage_names:
         own = under(entries, "stage", stage_name) + under(flags, "stage", stage_name)
-        stage = _read_stage(stage_name, own, defaults, stage_names, where=own[0].origin, problems=problems)
+        inherited = [*defaults, *_of_policies(own, stages)]
+        stage = _read_stage(stage_name, own, inherited, stage_names, where=own[0].origin, problems=problems)
         if stage:
             problems.extend(_link_problems(stage, own, stages, stage_names))
             problems.extend(_stage_problems(stage))
@@ -149,7 +159,8 @@ def single_stage(type_name: str, config: str | Path | None, overrides: Sequence[
         raise ConfigError(f"{config} is a recipe, not the settings of one stage", fix=f"posttrain run {config}")
     entries = [*entries, *parse_flags(overrides, problems)]
     where = str(config or f"posttrain {type_name}")
-    resolved = resolve(STAGE_TYPES[type_name].settings, entries, problems, where=where)
+    inherited = _of_policies(entries, {})
+    resolved = resolve(STAGE_TYPES[type_name].settings, [*inherited, *entries], problems, where=where)
     refuse(problems)
     assert resolved is not None
     stage = Stage(type_name, type_name, resolved.settings, resolved.origins, where, in_recipe=False)
@@ -213,11 +224,11 @@ def _read_stage(
     where: str,
     problems: list[str],
 ) -> Stage | None:
-    """Build one stage from the shared defaults and its own table; None where something is wrong with it."""
+    """Build one stage from what it shares with others and its own table; None where something is wrong with it."""
     if not re.fullmatch(r"[a-z0-9_]+", name):
         problems.append(f"{where}: a stage is named with small letters, digits and underscores, not {name!r}")
     header = resolve(
-        StageHeader, [entry for entry in own if _is_header(entry)], problems, where=f"{where}: stage {name}"
+        StageHeader, [entry for entry in [*shared, *own] if _is_header(entry)], problems, where=f"{where}: stage {name}"
     )
     if header is None:
         return None
@@ -241,6 +252,32 @@ def _read_stage(
     )
 
 
+def _of_policies(own: Sequence[Entry], earlier: Mapping[str, Stage]) -> Iterator[Entry]:
+    """Yield what a frontier takes over from the stage whose policies it follows, with the origins there.
+
+    That is the start, the model's other settings, what ends a completion, and the rewards unless it writes its own.
+    """
+    name = next((entry.value for entry in reversed(own) if entry.key == ("policies",)), None)
+    written = {entry.key[0] for entry in own}
+    stage = earlier.get(str(name))
+    file = Path(str(name)) / SETTINGS
+    if stage is not None:
+        content = stage.settings.model_dump(mode="json")
+        if stage.init_from:
+            yield Entry(("init_from",), stage.init_from, stage.where)
+    elif file.is_file():
+        content = json.loads(file.read_bytes())
+    else:
+        return
+    for key, value in flatten(content):
+        if key[0] == "model" or key in OF_COMPLETIONS or (key[0] in OF_REWARDS and "rewards" not in written):
+            origin = str(file) if stage is None else stage.origin_of(".".join(key))
+            if origin != DEFAULT:
+                yield Entry(key, value, origin)
+            elif key[0] == "rewards":  # the one default that a frontier does not have too
+                yield Entry(key, value, f"default of {name}")
+
+
 def _is_header(entry: Entry) -> bool:
     return len(entry.key) > 0 and entry.key[0] in StageHeader.model_fields
 
@@ -258,6 +295,10 @@ def _compares_completions(settings: StageSettings) -> bool:
         case EvalSettings(num_samples=1) | PpoSettings(num_generations=1):
             return False
     return True
+
+
+def _keeps_policies(settings: StageSettings) -> bool:
+    return isinstance(settings, PolicyTrainingSettings) and settings.keep_policy_steps > 0
 
 
 def _link_problems(
@@ -278,6 +319,8 @@ def _link_problems(
         elif name in earlier and link.wanted == "completions" and not _compares_completions(earlier[name].settings):
             setting = "num_samples" if isinstance(earlier[name].settings, EvalSettings) else "num_generations"
             yield f"{needs}, which has {setting} = 1: one completion of a problem makes no pair"
+        elif name in earlier and link.wanted == "policies" and not _keeps_policies(earlier[name].settings):
+            yield f"{needs}, which keeps no policies; expected stage.{name}.keep_policy_steps = 10"
     if stage.init_from and not isinstance(stage.settings, ModelStageSettings):
         yield f"{lines['init_from']}: a stage of type {stage.type} starts from no model"
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):

@@ -113,7 +113,7 @@ def stage_settings(stage: Stage, directory: Path) -> StageSettings:
     """Return a stage's settings with the paths of what it reads of earlier stages."""
     settings = stage.settings
     for key, link in stage.filled.items():
-        settings = with_value(settings, key, str(directory / link.stage / "artifact"))
+        settings = with_value(settings, key, str(link.path(directory)))
     return settings
 
 

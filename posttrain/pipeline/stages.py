@@ -11,6 +11,7 @@ from posttrain.settings import (
     CompareSettings,
     DpoSettings,
     EvalSettings,
+    FrontierSettings,
     GrpoSettings,
     PairsSettings,
     PpoSettings,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from posttrain.runs.directory import StageRun
 
 StageFunction = Callable[[Any, "StageRun"], None]
-Product = Literal["model", "reward_model", "completions", "pairs", "evaluation"]
+Product = Literal["model", "reward_model", "completions", "policies", "pairs", "evaluation", "frontier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,12 @@ def _evaluate() -> StageFunction:
     return evaluate
 
 
+def _frontier() -> StageFunction:
+    from posttrain.stages.frontier import frontier_stage
+
+    return frontier_stage
+
+
 def _pairs() -> StageFunction:
     from posttrain.stages.pairs import pairs
 
@@ -92,12 +99,13 @@ def _compare() -> StageFunction:
 
 STAGE_TYPES: dict[str, StageType] = {
     "pretrain": StageType(PretrainSettings, ("model",), _pretrain),
-    "sft": StageType(SftSettings, ("model",), _sft),
+    "sft": StageType(SftSettings, ("model", "policies"), _sft),
     "rm": StageType(RmSettings, ("reward_model",), _rm),
-    "dpo": StageType(DpoSettings, ("model",), _dpo),
-    "grpo": StageType(GrpoSettings, ("model", "completions"), _grpo),
-    "ppo": StageType(PpoSettings, ("model", "completions"), _ppo),
+    "dpo": StageType(DpoSettings, ("model", "policies"), _dpo),
+    "grpo": StageType(GrpoSettings, ("model", "completions", "policies"), _grpo),
+    "ppo": StageType(PpoSettings, ("model", "completions", "policies"), _ppo),
     "eval": StageType(EvalSettings, ("evaluation", "completions"), _evaluate),
+    "frontier": StageType(FrontierSettings, ("frontier",), _frontier),
     "pairs": StageType(PairsSettings, ("pairs",), _pairs),
     "compare": StageType(CompareSettings, (), _compare),
 }

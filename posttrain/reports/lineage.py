@@ -18,8 +18,8 @@ def every_stage(inputs: Inputs) -> list[Course]:
             _visit(course, found)
     for model in inputs.models:
         for evaluation in model.evaluations.values():
-            if (course := evaluation_stage(evaluation)) is not None:
-                _visit(course, found)
+            if (stage := evaluation_stage(evaluation)) is not None:
+                _visit(stage, found)
     return list(found.values())
 
 
@@ -31,7 +31,7 @@ def evaluation_stage(evaluation: Evaluation) -> Course | None:
 def artifact_of(name: str, course: Course) -> Path:
     """Return the path of what a setting names, as a neighbour of the stage where the run was moved."""
     stage = stage_of(name, course.path)
-    return Path(name) if stage is None else stage / "artifact"
+    return Path(name) if stage is None else stage.resolve() / "artifact"
 
 
 def _visit(course: Course, found: dict[Path, Course]) -> None:

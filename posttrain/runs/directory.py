@@ -21,9 +21,10 @@ from posttrain.runs.findings import Finding, Watch, health_line, warning
 from posttrain.runs.identity import claim, clear, refuse_foreign
 from posttrain.runs.lock import RunLock
 from posttrain.runs.memory import accelerator_peak, begin_peak, resident_peak
+from posttrain.runs.policies import drop_policies_after, keep_policy
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.runs.signals import stop_request
-from posttrain.settings import OptimizedStageSettings, StageSettings
+from posttrain.settings import OptimizedStageSettings, PolicyTrainingSettings, StageSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ class StageRun:
         self._save_steps, self._keep = 1, 2  # a stage without an optimizer has no state to speak of: each step is kept
         if isinstance(settings, OptimizedStageSettings):
             self._save_steps, self._keep = settings.save_steps, settings.save_total_limit
+        self._policy_steps = settings.keep_policy_steps if isinstance(settings, PolicyTrainingSettings) else 0
         self._max_steps = 0
         self._phase_seconds: dict[str, float] = {}
         self._watch: Watch | None = None
@@ -124,6 +126,7 @@ class StageRun:
                 aside = self.path / f"orphan-{attempt}-rollouts"
                 durable.make_directory(aside)
                 durable.move(file, aside / file.name)
+        drop_policies_after(self.path, step)
         if self.checkpoint or redo:
             self.event("resumed", f"resumed from step {step}, redo {redo} steps", step=step)
 
@@ -266,6 +269,14 @@ class StageRun:
             parent=self._saved,
         )
         self._record("saved", f"saved {self._saved.path.name}", step=step)
+
+    def keep_policy(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill policies/step-<step> where the settings keep that step's policy, as the last one's.
+
+        Call it before `save`: a resume deletes the policies after its checkpoint, whose steps are done again.
+        """
+        if self._policy_steps and (step % self._policy_steps == 0 or step == self._max_steps):
+            keep_policy(self.path, step, write, {"fingerprint": self.fingerprint, "stage": self.path.name})
 
     def publish_artifact(self, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a temporary directory and make it the artifact; one that is there and intact stays."""

@@ -13,11 +13,13 @@ from posttrain.settings.stages import (
     CriticSettings,
     DpoSettings,
     EvalSettings,
+    FrontierSettings,
     GrpoSettings,
     ModelStageSettings,
     OptimizedStageSettings,
     PairsSettings,
     PolicyStageSettings,
+    PolicyTrainingSettings,
     PpoSettings,
     PretrainSettings,
     RmSettings,
@@ -25,6 +27,7 @@ from posttrain.settings.stages import (
     ScoredStageSettings,
     SftSettings,
     StageSettings,
+    TaskSettings,
 )
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "EngineSettings",
     "EvalSettings",
     "FilterSettings",
+    "FrontierSettings",
     "GrpoSettings",
     "JudgeOptions",
     "ModelSettings",
@@ -43,6 +47,7 @@ __all__ = [
     "OptimizedStageSettings",
     "PairsSettings",
     "PolicyStageSettings",
+    "PolicyTrainingSettings",
     "PpoSettings",
     "PretrainSettings",
     "RewardOptions",
@@ -55,4 +60,5 @@ __all__ = [
     "Settings",
     "SftSettings",
     "StageSettings",
+    "TaskSettings",
 ]

@@ -51,6 +51,13 @@ class OptimizedStageSettings(ModelStageSettings):
     """Checkpoints to keep, never fewer than two."""
 
 
+class PolicyTrainingSettings(OptimizedStageSettings):
+    """What every stage has that trains a policy from another."""
+
+    keep_policy_steps: Annotated[int, Field(ge=0)] = 0
+    """Keep the policy of every so many steps, and of the last, each as large as the artifact; 0 keeps none."""
+
+
 class PretrainSettings(OptimizedStageSettings):
     """Train a small Llama from scratch on the nano corpus, in two phases."""
 
@@ -96,7 +103,7 @@ class RowStageSettings(OptimizedStageSettings):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
 
 
-class SftSettings(RowStageSettings):
+class SftSettings(RowStageSettings, PolicyTrainingSettings):
     """Supervised fine-tuning on prompt-completion pairs, conversations or text."""
 
     learning_rate: Positive = 2e-5
@@ -115,7 +122,7 @@ class RmSettings(RowStageSettings):
     """Share of the prompts whose pairs are never trained on: the reward model is measured on them at the end."""
 
 
-class DpoSettings(RowStageSettings):
+class DpoSettings(RowStageSettings, PolicyTrainingSettings):
     """Direct preference optimisation and its relatives: learn from pairs without a reward model."""
 
     data: DataSettings = DataSettings(source="nano_preferences")
@@ -146,7 +153,7 @@ class ScoredStageSettings(ModelStageSettings, RewardSettings):
     """A trained reward model: a directory, a Hub name, or an earlier stage of type rm in the same recipe."""
 
 
-class PolicyStageSettings(OptimizedStageSettings, ScoredStageSettings):
+class PolicyStageSettings(PolicyTrainingSettings, ScoredStageSettings):
     """What every stage has that learns from the scores of its own completions."""
 
     gold_reward: str | None = None
@@ -251,13 +258,12 @@ class PpoSettings(PolicyStageSettings):
     """Scores are clipped to this size, after scaling; None clips nothing."""
 
 
-class EvalSettings(ScoredStageSettings):
-    """Have a model answer a task's held-out problems, and say how well it did."""
+class TaskSettings(ScoredStageSettings):
+    """What every stage has that samples a task's held-out problems and grades the answers."""
 
     task: str = "nano"
     """Name of the task: nano, gsm8k, math500, mmlu, ifeval, alignment, prompts, ...; a wrong one lists them all."""
     data: DataSettings = DataSettings(split="test")
-    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     rewards: dict[str, float] = {}
     """Rewards that score the completions too, beside the task's own grade, and their weights."""
     score_reference: bool = False
@@ -266,6 +272,28 @@ class EvalSettings(ScoredStageSettings):
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
     strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None
     """The one answer format that counts (think and answer tags, a box, "#### 42"); None: the prompt style's."""
+
+
+class EvalSettings(TaskSettings):
+    """Have a model answer a task's held-out problems, and say how well it did."""
+
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    reference: str | None = None
+    """Model to measure the KL to: a directory, a name, or an earlier stage of the recipe; None measures none."""
+
+
+class FrontierSettings(TaskSettings):
+    """Follow the policies that a stage kept: the reward trained on and the true score against the KL to its start.
+
+    What is not written here of the model, the rewards and the length of completions is taken over from that stage.
+    """
+
+    policies: str
+    """Stage of type grpo, ppo, dpo or sft with keep_policy_steps, or the directory of one."""
+    num_samples: Count = 8
+    """Completions of each problem by each policy; those of the first one also give best-of-n, up to this n."""
+    gold: str | None = None
+    """The reward among them that says the truth; None: the task's own score."""
 
 
 class PairsSettings(StageSettings):

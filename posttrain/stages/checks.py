@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 
 from posttrain.data.rows import Kind
 from posttrain.errors import ConfigError
-from posttrain.evals.checks import evaluation_problems
+from posttrain.evals.checks import evaluation_problems, frontier_problems
 from posttrain.nano.corpus import PARTS
 from posttrain.rewards.checks import reward_problems
 from posttrain.settings import (
     DpoSettings,
     EvalSettings,
+    FrontierSettings,
     GrpoSettings,
     ModelSettings,
     PolicyStageSettings,
@@ -41,6 +42,8 @@ def settings_problems(settings: StageSettings) -> Iterator[Problem]:
         yield from blend_problems("mid_training_blend", settings.mid_training_blend)
     elif isinstance(settings, EvalSettings):
         yield from evaluation_problems(settings)
+    elif isinstance(settings, FrontierSettings):
+        yield from frontier_problems(settings)
 
 
 def check_settings(settings: StageSettings) -> None:

@@ -6,6 +6,7 @@ tree of two branches, computed together; the reference sees the same tree in the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,8 +70,9 @@ def dpo(settings: DpoSettings, run: StageRun) -> None:
         run.log(step, metrics | {"epoch": loader.epoch, **progress})
         if watch.notices(metrics):
             run.event("falling", FALLING)
+        run.keep_policy(step, partial(save_model, loaded))
         run.save(step, lambda: updater.state({"loader": loader.state(), "progress": progress, "watch": asdict(watch)}))
-    run.publish_artifact(lambda directory: save_model(loaded, directory))
+    run.publish_artifact(partial(save_model, loaded))
     run.finish({"rows": len(trees), "dropped_rows": len(dropped), "steps": len(rows_of_step), **progress})
 
 

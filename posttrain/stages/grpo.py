@@ -82,9 +82,10 @@ def grpo(settings: GrpoSettings, run: StageRun) -> None:
                 | metrics_of_updates(metrics),
                 rollouts=rollout_rows(step, trees, advantages, trees_with_tokens=settings.rollout_trees_saved),
             )
+            run.keep_policy(step, partial(save_model, loaded))
             run.save(step, lambda: updater.state({"loader": loader.state()}))
         engine.close()
-        run.publish_artifact(lambda directory: save_model(loaded, directory))
+        run.publish_artifact(partial(save_model, loaded))
         run.finish({"prompts": len(prompts), "dropped_rows": len(dropped), "steps": settings.max_steps})
 
 

@@ -85,6 +85,7 @@ def ppo(settings: PpoSettings, run: StageRun) -> None:
             rows_of_step = rollout_rows(step, trees, of_trees, trees_with_tokens=settings.rollout_trees_saved)
             run.log(step, metrics, rollouts=rows_of_step)
             controller = controller.after(metrics.get(f"kl/{settings.adaptive_kl.scale}", 0.0), len(rollouts.mask))
+            run.keep_policy(step, partial(save_model, loaded))
             run.save(step, partial(learner.state, state_of(loader, controller, moments)))
         engine.close()
         run.publish_artifact(partial(save_both, loaded, critic))

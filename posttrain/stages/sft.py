@@ -4,6 +4,8 @@ Floor 5. Rows become prompt trees of one branch; a step's loss is the mean over 
 rows fall into micro-batches, and packed rows never see one another.
 """
 
+from functools import partial
+
 from posttrain.data.chat import drop_overlong, render_training_tree
 from posttrain.data.loader import Loader
 from posttrain.data.sources import load_rows, require_kind
@@ -35,6 +37,7 @@ def sft(settings: SftSettings, run: StageRun) -> None:
             metrics = updater.update(batch, token_mean_loss(batch))
         progress["num_tokens"] += trained_tokens(batch)
         run.log(step, metrics | {"epoch": loader.epoch, **progress})
+        run.keep_policy(step, partial(save_model, loaded))
         run.save(step, lambda: updater.state({"loader": loader.state(), "progress": progress}))
-    run.publish_artifact(lambda directory: save_model(loaded, directory))
+    run.publish_artifact(partial(save_model, loaded))
     run.finish({"rows": len(trees), "dropped_rows": len(dropped), "steps": len(rows_of_step), **progress})

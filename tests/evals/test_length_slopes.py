@@ -45,7 +45,7 @@ def test_a_resample_of_prompts_is_scipys_slope_of_its_completions(name: str, mon
 
     def spy(statistic, problems, *, resamples):
         seen.append(statistic(drawn))
-        return None
+        return
 
     monkeypatch.setattr(module, "bootstrap_interval", spy)
     getattr(module, name)(scores, lengths / 100, prompts)

@@ -186,33 +186,31 @@ def _bin(row: Mapping[str, Any]) -> Bin:
 
 
 def _gap_group(row: Mapping[str, Any]) -> GroupAccuracy:
-    low, high = row["gap_min"], row["gap_max"]
-    label = f"{low:+d} tokens" if low == high else f"{low:+d} to {high:+d} tokens"
-    return GroupAccuracy(label, row["accuracy"], *row["accuracy_interval"], row["pairs"])
+    shortest, longest = row["gap_min"], row["gap_max"]
+    label = f"{shortest:+d} tokens" if shortest == longest else f"{shortest:+d} to {longest:+d} tokens"
+    low, high = row["accuracy_interval"]
+    return GroupAccuracy(label, row["accuracy"], low, high, row["pairs"])
 
 
 def _table(measured: Sequence[RewardModel]) -> Table:
-    rows = tuple(
-        (
-            Cell(model.name),
-            Cell(
-                plain_score(model.report["accuracy"], "share"),
-                plain_interval(*model.report["accuracy_interval"], "share"),
-            ),
-            Cell(str(model.report["pairs"])),
-            Cell(plain_score(model.training_accuracy, "share")),
-            Cell(plain_score(model.report["calibration"]["ece"], "share")),
-            Cell(plain_score(model.report["prefers_longer"], "share")),
-            Cell(plain_score(model.report["longer_chosen"], "share")),
-        )
-        for model in measured
-    )
+    rows = tuple((Cell(model.name), *_measures(model)) for model in measured)
     headers = (
         *("reward model", "held-out accuracy", "pairs", "in training"),
         *("calibration error", "chooses longer", "longer is better"),
     )
     caption = f"in training: mean of the last {LATEST} steps, on pairs just before they are learned"
     return Table("Reward models on pairs", headers, rows, caption)
+
+
+def _measures(model: RewardModel) -> Iterator[Cell]:
+    report = model.report
+    low, high = report["accuracy_interval"]
+    yield Cell(plain_score(report["accuracy"], "share"), plain_interval(low, high, "share"))
+    yield Cell(str(report["pairs"]))
+    yield Cell(plain_score(model.training_accuracy, "share"))
+    yield Cell(plain_score(report["calibration"]["ece"], "share"))
+    yield Cell(plain_score(report["prefers_longer"], "share"))
+    yield Cell(plain_score(report["longer_chosen"], "share"))
 
 
 def _ordering_table(told: Mapping[tuple[str, str], np.ndarray]) -> Table:

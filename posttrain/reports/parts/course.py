@@ -43,11 +43,13 @@ def course_part(inputs: Inputs) -> Part:
     ]
     if not courses:
         return Part(KEY, TITLE, absent=ABSENT)
-    watched = [course for _, course in courses if _objective(course) and _objective(course).gold]
-    findings, figures, data = [], [], {}
-    for place, (label, course) in enumerate(courses, 1):
-        objective = _objective(course)
-        split = None if objective is None else _split(course, objective, alpha=ALPHA / max(1, len(watched)))
+    objectives = [_objective(course) for _, course in courses]
+    watched = sum(objective is not None and objective.gold is not None for objective in objectives)
+    findings: list[Finding] = []
+    figures: list[Figure] = []
+    data = {}
+    for place, ((label, course), objective) in enumerate(zip(courses, objectives, strict=True), 1):
+        split = None if objective is None else _split(course, objective, alpha=ALPHA / max(1, watched))
         findings += list(_findings(label, objective, split))
         shown = panels(course)
         figures.append(_figure(f"course-{place}", label, course, shown, split))

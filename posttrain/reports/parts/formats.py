@@ -16,7 +16,7 @@ from posttrain.reports.inputs import Evaluation, Inputs
 from posttrain.reports.numbers import Scale, plain_difference, plain_interval, plain_score
 from posttrain.reports.pages import OUTCOMES
 from posttrain.reports.paired import Sample, problem_means, side_by_side
-from posttrain.reports.part import Figure, Part
+from posttrain.reports.part import Figure, Part, Tone
 from posttrain.reports.tables import Cell, Table
 
 KEY, TITLE = "formats", "Format and correctness"
@@ -43,15 +43,12 @@ def formats_part(inputs: Inputs) -> Part:
     }
     if not graded:
         return Part(KEY, TITLE, absent=ABSENT)
-    several = len(graded) > 1
     tested = adjust(
-        [
-            claim
-            for task, evaluations in graded.items()
-            for claim in _claims(f"{task}: " if several else "", evaluations, inputs.baseline)
-        ]
+        [claim for task, evaluations in graded.items() for claim in _claims(task, evaluations, inputs.baseline)]
     )
-    figures, tables, data = [], [], {}
+    figures: list[Figure] = []
+    tables: list[Table] = []
+    data = {}
     for place, (task, evaluations) in enumerate(graded.items(), 1):
         counts = {name: format_counts(evaluation) for name, evaluation in evaluations.items()}
         figures += _figures(place, task, counts, evaluations)
@@ -94,7 +91,7 @@ def _means(evaluation: Evaluation, measure: str) -> dict[str, float]:
     return problem_means(graded_samples(evaluation), MEASURES[measure])
 
 
-def _claims(place: str, evaluations: Mapping[str, Evaluation], baseline: str) -> Iterator[Claim]:
+def _claims(task: str, evaluations: Mapping[str, Evaluation], baseline: str) -> Iterator[Claim]:
     if baseline not in evaluations:
         return
     before = evaluations[baseline]
@@ -110,9 +107,9 @@ def _claims(place: str, evaluations: Mapping[str, Evaluation], baseline: str) ->
                 continue
             found = paired_difference(a, b, samples=int(after.summary["num_samples"]))
             words = more if found.mean > 0 else fewer
-            tone = "note" if measure == "kept" else "better" if found.mean > 0 else "worse"
+            tone: Tone = "note" if measure == "kept" else "better" if found.mean > 0 else "worse"
             difference = plain_difference(found.mean, found.interval, SHARE)
-            yield Claim(tone, f"{place}{name} {words} than {baseline}: {difference})", paired_p(a, b))
+            yield Claim(tone, f"{task}: {name} {words} than {baseline}: {difference})", paired_p(a, b))
 
 
 def _figures(

@@ -21,7 +21,7 @@ from posttrain.reports.figures.lengths import Cloud, Lengths, length_densities, 
 from posttrain.reports.inputs import Evaluation, Inputs
 from posttrain.reports.numbers import plain_interval, plain_score, scale_of
 from posttrain.reports.paired import Sample, problem_means, side_by_side
-from posttrain.reports.part import Figure, Part, Tone
+from posttrain.reports.part import Figure, Part
 from posttrain.reports.tables import Cell, Table
 
 KEY, TITLE = "lengths", "Length and diversity"
@@ -71,9 +71,8 @@ def lengths_part(inputs: Inputs) -> Part:
         column = proxy_column(list(evaluations.values()))
         told = [read(evaluation, column) for evaluation in evaluations.values()]
         name = column.removeprefix(REWARDS)
-        where = f"{task}: " if len(tasks) > 1 else ""
-        claims += _slope_claims(where, name, told)
-        claims += _changes(where, evaluations, {each.model: each for each in told}, inputs.baseline)
+        claims += _slope_claims(task, name, told)
+        claims += _changes(task, evaluations, {each.model: each for each in told}, inputs.baseline)
         figures += _figures(place, task, name, evaluations, told, [model.name for model in inputs.models])
         tables += [_slope_table(task, name, told), _length_table(task, told), *_diversity_tables(task, told)]
         data[task] = {"reward": name, "models": {each.model: _data(each) for each in told}}
@@ -97,15 +96,18 @@ def sampled_evaluations(inputs: Inputs, task: str) -> dict[str, Evaluation]:
 
 
 def proxy_column(evaluations: Sequence[Evaluation]) -> str:
-    """Return the column of what training can raise: the reward where every model has one, else a score of it."""
-    rows = [sample for evaluation in evaluations for sample in evaluation.samples]
-    rewards = [REWARD, *(column for column in rows[0] if column.startswith(REWARDS))]
-    return next((column for column in rewards if all(row.get(column) is not None for row in rows)), "score")
+    """Return the column of what training can raise: the first reward that every model has, else the task's score."""
+    columns = [REWARD, *(column for column in evaluations[0].samples[0] if column.startswith(REWARDS))]
+    return next((column for column in columns if all(_has(each, column) for each in evaluations)), "score")
+
+
+def _has(evaluation: Evaluation, column: str) -> bool:
+    return any(sample.get(column) is not None for sample in evaluation.samples)
 
 
 def read(evaluation: Evaluation, column: str) -> Told:
     """Return what a model's completions say, with `column` as the reward."""
-    samples = [sample for sample in evaluation.samples if sample[column] is not None]
+    samples = [sample for sample in evaluation.samples if sample.get(column) is not None]
     rewards = np.array([sample[column] for sample in samples], dtype=float)
     lengths = np.array([sample["num_tokens"] for sample in samples], dtype=float)
     slopes = length_slopes(rewards, lengths, _prompts(samples))
@@ -137,15 +139,15 @@ def _diversity(samples: Sequence[Sample]) -> dict[str, Diversity]:
     return {problem: Diversity(*np.mean(of_seeds, axis=0).tolist()) for problem, of_seeds in found.items()}
 
 
-def _slope_claims(where: str, reward: str, told: Sequence[Told]) -> Iterator[Claim]:
-    """Yield for each model that longer answers to one prompt have another reward, at equal grades where there are any."""
+def _slope_claims(task: str, reward: str, told: Sequence[Told]) -> Iterator[Claim]:
+    """Yield for each model that longer answers to one prompt have another reward, at equal grades if there are any."""
     for each in told:
         slope, alike = _slope_at_equal_grades(each, reward)
         if slope is None or abs(slope.standardised) < SMALL:
             continue
         yield Claim(
             "note",
-            f"{where}of two answers of {each.model} to one prompt{alike}, the longer one has the "
+            f"{task}: of two answers of {each.model} to one prompt{alike}, the longer one has the "
             f"{'higher' if slope.slope > 0 else 'lower'} {reward}: {slope.slope:+.3g} for {UNIT} tokens "
             f"(95% CI {slope.interval.low:+.3g} to {slope.interval.high:+.3g})",
             slope.p,
@@ -161,7 +163,7 @@ def _slope_at_equal_grades(told: Told, reward: str) -> tuple[Slope | None, str]:
 
 
 def _changes(
-    where: str, evaluations: Mapping[str, Evaluation], told: Mapping[str, Told], baseline: str
+    task: str, evaluations: Mapping[str, Evaluation], told: Mapping[str, Told], baseline: str
 ) -> Iterator[Claim]:
     """Yield for each model that it only got longer than the baseline, and that its samples became more alike."""
     if baseline not in evaluations:
@@ -171,19 +173,17 @@ def _changes(
             continue
         before = evaluations[baseline]
         scores = side_by_side(before.means(), after.means())
-        lengths = side_by_side(
-            *(problem_means(e.samples, lambda sample: sample["num_tokens"]) for e in (before, after))
-        )
+        lengths = side_by_side(*(problem_means(each.samples, _tokens) for each in (before, after)))
         if len(scores[0]) and len(lengths[0]):
             samples = int(after.summary["num_samples"]) if scale_of((before, after)) == "share" else None
             claim = only_longer(scores, lengths, samples=samples, within=_slope_of_score(after))
-            yield Claim("warning", f"{where}{name} beside {baseline}: {claim.holds or claim.open}", claim.p)
+            yield Claim("warning", f"{task}: {name} beside {baseline}: {claim.holds or claim.open}", claim.p)
         shared = sorted(told[baseline].diversity.keys() & told[name].diversity.keys())
         if shared and before.summary.get("sampling") == after.summary.get("sampling"):
             collapse = mode_collapse(
                 *([told[model].diversity[problem] for problem in shared] for model in (baseline, name))
             )
-            yield Claim("warning", f"{where}{name} beside {baseline}: {collapse.holds}", collapse.p)
+            yield Claim("warning", f"{task}: {name} beside {baseline}: {collapse.holds}", collapse.p)
 
 
 def _slope_of_score(evaluation: Evaluation) -> Slope | None:
@@ -206,7 +206,7 @@ def _figures(
     yield Figure(
         f"length-reward-{place}",
         f"{reward} over length of the completions on {task}, by model: {slopes}.",
-        length_scatter(clouds, title=f"Length and {reward} on {task}", order=order, reward=reward),
+        length_scatter(clouds, title=f"Length and {reward} on {task}", subtitle=f"{reward} over tokens.", order=order),
     )
     graded = [_lengths(each) for each in told]
     if any(row.right or row.wrong for row in graded):
@@ -238,12 +238,14 @@ def _lengths(told: Told) -> Lengths:
 
 def _limit(evaluations: Sequence[Evaluation]) -> tuple[str, float] | None:
     """Return the token limit, where all models had one and some completion reached it."""
-    limits = {(e.summary.get("sampling") or {}).get("max_completion_length") for e in evaluations}
-    reached = any(_truncated(sample) for evaluation in evaluations for sample in evaluation.samples)
-    if len(limits) > 1 or None in limits or not reached:
-        return None
-    (limit,) = limits
-    return f"cut off at {limit}", float(limit)
+    limits = {(each.summary.get("sampling") or {}).get("max_completion_length") for each in evaluations}
+    reached = any(_truncated(sample) for each in evaluations for sample in each.samples)
+    limit = limits.pop()
+    return (f"cut off at {limit}", float(limit)) if reached and not limits and limit is not None else None
+
+
+def _tokens(sample: Sample) -> float:
+    return float(sample["num_tokens"])
 
 
 def _truncated(sample: Sample) -> bool:
@@ -281,17 +283,13 @@ def _length_table(task: str, told: Sequence[Told]) -> Table:
 
 
 def _mean_length(told: Told) -> tuple[float, Interval]:
-    return _over_problems(told, lambda sample: sample["num_tokens"])
+    means = np.array(list(problem_means(told.samples, _tokens).values()))
+    return float(means.mean()), mean_interval(means[:, None])
 
 
 def _share_truncated(told: Told) -> tuple[float, Interval]:
     means = np.array(list(problem_means(told.samples, _truncated).values()))
     return float(means.mean()), share_interval(means, told.num_samples)
-
-
-def _over_problems(told: Told, measure: Any) -> tuple[float, Interval]:
-    means = np.array(list(problem_means(told.samples, measure).values()))
-    return float(means.mean()), mean_interval(means[:, None])
 
 
 def _mean_or_none(values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from posttrain.evals.stats import Interval, paired_difference, paired_p, pass_at_k, share_interval
 from posttrain.evals.voting import majority_accuracy
-from posttrain.reports.claims import Claim, Tested, adjust
+from posttrain.reports.claims import Claim, adjust
 from posttrain.reports.figures.curves import PassCurve, pass_curves
 from posttrain.reports.inputs import Evaluation, Inputs
 from posttrain.reports.numbers import plain_difference, plain_interval, plain_score
@@ -32,8 +32,8 @@ ABSENT = (
     "no task here was answered several times: posttrain eval --num_samples 8 --sampling.temperature 1.0, for the "
     "baseline and for each model"
 )
-GOLD = "right"  # every right answer's vote; no text of an answer is equal to it, those begin with another letter
-TEXT = "="
+GOLD = "right"  # every right answer's vote
+TEXT = "="  # before a wrong answer's text, which then is never equal to it
 
 Curve = Mapping[int, Mapping[str, float]]  # k: each problem's chance
 
@@ -47,8 +47,17 @@ class Tries:
     majority: Curve  # for the powers of 2
 
 
+class Gain(NamedTuple):
+    """What a model solves more or less than the baseline with k tries on a task."""
+
+    task: str
+    model: str
+    k: int
+    claim: Claim
+
+
 class Crossing(NamedTuple):
-    """A model that is better with one try and worse with all of them, or the other way round; `k` is between."""
+    """A model that is better with one try and worse with many, or the other way round, and the k where that changes."""
 
     model: str
     k: int
@@ -56,44 +65,47 @@ class Crossing(NamedTuple):
 
 def pass_at_k_part(inputs: Inputs) -> Part:
     """Return the curves of each task that was answered several times, and who solves more with one try and with all."""
-    tasks: dict[str, dict[str, Tries]] = {}
-    for task in inputs.tasks:
-        found = {m.name: m.evaluations[task] for m in inputs.models if is_graded(m.evaluations.get(task))}
-        several = {name: evaluation for name, evaluation in found.items() if evaluation.summary["num_samples"] > 1}
-        if several:
-            tasks[task] = {name: tries(evaluation) for name, evaluation in several.items()}
+    tasks = {task: found for task in inputs.tasks if (found := _tries_of(inputs, task))}
     if not tasks:
         return Part(KEY, TITLE, absent=ABSENT)
-    keyed = {
-        (task, name, k): claim
-        for task, models in tasks.items()
-        for name, k, claim in _claims(task if len(tasks) > 1 else "", models, inputs.baseline)
-    }
-    tested = adjust(list(keyed.values()))
-    crossings = {task: _crossings(task, models, inputs.baseline, list(keyed), tested) for task, models in tasks.items()}
+    gains = [gain for task, models in tasks.items() for gain in _gains(task, models, inputs.baseline)]
+    tested = adjust([gain.claim for gain in gains])
+    shown = [gain for gain, holds in zip(gains, tested.holds, strict=True) if holds]
+    crossings = {task: list(_crossings(task, models, inputs.baseline, shown)) for task, models in tasks.items()}
     order = [model.name for model in inputs.models]
-    figures, tables, data = [], [], {}
+    figures: list[Figure] = []
+    tables: list[Table] = []
+    data = {}
     for place, (task, models) in enumerate(tasks.items(), 1):
         curves = [_curve(name, found) for name, found in models.items()]
         figures.append(_figure(place, task, curves, order, crossings[task]))
-        tables += [_table(task, curves), _majority_table(task, curves)]
+        tables.append(_table(f"Solved within k tries on {task}", "pass", {each.model: each.solved for each in curves}))
+        tables.append(_table(f"Solved by a vote of k on {task}", "maj", {each.model: each.majority for each in curves}))
         data[task] = {curve.model: _data(curve, models[curve.model]) for curve in curves}
-    findings = list(tested.findings)
-    for found in crossings.values():
-        findings += [
-            Finding("note", f"{crossing.model} and {inputs.baseline} cross at about k = {crossing.k}.")
-            for crossing in found
-        ]
-    told = {task: [crossing._asdict() for crossing in found] for task, found in crossings.items()}
+    crossed = [
+        Finding("note", f"{task}: {each.model} and {inputs.baseline} cross at about k = {each.k}.")
+        for task, found in crossings.items()
+        for each in found
+    ]
     return Part(
         KEY,
         TITLE,
-        tuple(findings),
+        (*tested.findings, *crossed),
         tuple(figures),
         tuple(tables),
         note=NOTE,
-        data={"tasks": data, "claims": tested.data, "crossings": told},
+        data={
+            "tasks": data,
+            "claims": tested.data,
+            "crossings": {task: [each._asdict() for each in found] for task, found in crossings.items()},
+        },
     )
+
+
+def _tries_of(inputs: Inputs, task: str) -> dict[str, Tries]:
+    evaluations = [model.evaluations[task] for model in inputs.models if is_graded(model.evaluations.get(task))]
+    found = {each.name: tries(each) for each in evaluations if each.summary["num_samples"] > 1}
+    return {name: each for name, each in found.items() if each.solved[1]}
 
 
 def tries(evaluation: Evaluation) -> Tries:
@@ -137,7 +149,7 @@ def _shown(samples: int) -> list[int]:
     return sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), samples})
 
 
-def _claims(task: str, models: Mapping[str, Tries], baseline: str) -> Iterator[tuple[str, int, Claim]]:
+def _gains(task: str, models: Mapping[str, Tries], baseline: str) -> Iterator[Gain]:
     """Yield what each model solves more or less than the baseline, with one try and with all that both have."""
     if baseline not in models:
         return
@@ -148,32 +160,21 @@ def _claims(task: str, models: Mapping[str, Tries], baseline: str) -> Iterator[t
             before, after = side_by_side(models[baseline].solved[k], found.solved[k])
             if not len(before):
                 continue
-            gain = paired_difference(before, after, samples=found.samples)
-            tries_in_words = "one try" if k == 1 else f"{k} tries"
-            yield (
-                name,
-                k,
-                Claim(
-                    "better" if gain.mean > 0 else "worse",
-                    f"{task}{': ' if task else ''}{name} solves {'more' if gain.mean > 0 else 'fewer'} problems than "
-                    f"{baseline} with {tries_in_words}: {plain_difference(gain.mean, gain.interval, 'share')})",
-                    paired_p(before, after),
-                ),
+            gain = paired_difference(before, after, samples=found.samples // k)
+            text = (
+                f"{task}: {name} solves {'more' if gain.mean > 0 else 'fewer'} problems than {baseline} with "
+                f"{'one try' if k == 1 else f'{k} tries'}: {plain_difference(gain.mean, gain.interval, 'share')})"
             )
+            yield Gain(task, name, k, Claim("better" if gain.mean > 0 else "worse", text, paired_p(before, after)))
 
 
-def _crossings(
-    task: str, models: Mapping[str, Tries], baseline: str, keys: Sequence[tuple[str, str, int]], tested: Tested
-) -> list[Crossing]:
-    """Return the models whose two claims both hold and contradict, with the first k after the curves have crossed."""
-    found = []
-    for name in models:
-        own = [place for place, key in enumerate(keys) if key[:2] == (task, name) and tested.holds[place]]
-        if {tested.claims[place].tone for place in own} == {"better", "worse"}:
-            gains = [_mean_gain(models[baseline], models[name], k) for k in range(1, keys[own[-1]][2] + 1)]
-            k = next(k for k, gain in enumerate(gains, 1) if gain * gains[0] <= 0)
-            found.append(Crossing(name, k))
-    return found
+def _crossings(task: str, models: Mapping[str, Tries], baseline: str, shown: Sequence[Gain]) -> Iterator[Crossing]:
+    """Yield the models of which both a gain and a loss are shown, with the first k after the curves have crossed."""
+    for name, found in models.items():
+        own = [gain for gain in shown if (gain.task, gain.model) == (task, name)]
+        if {gain.claim.tone for gain in own} == {"better", "worse"}:
+            gains = [_mean_gain(models[baseline], found, k) for k in range(1, own[-1].k + 1)]
+            yield Crossing(name, next(k for k, gain in enumerate(gains, 1) if gain * gains[0] <= 0))
 
 
 def _mean_gain(before: Tries, after: Tries, k: int) -> float:
@@ -201,8 +202,8 @@ def _curve(name: str, found: Tries) -> _Band:
 def _with_interval(chances: Mapping[str, float], votes: int) -> tuple[float, Interval]:
     """Return the mean over problems with the interval of a share, each problem worth at most `votes` samples.
 
-    Of 600 made-up evaluations of 50 or 200 problems x 8 samples, easy to hard, k of 1, 4, 8, it held the truth in 92 to
-    98%; the percentile bootstrap over problems in 5 to 95%, for it is a point where all are solved, or none.
+    Of 600 made-up evaluations each, of 50 or 200 problems x 8 samples, easy to hard, k of 1, 4, 8, it held the truth in
+    92 to 98%; the percentile bootstrap over problems in 5 to 95%, for it is a point where all are solved, or none.
     """
     values = np.array(list(chances.values()))
     return float(values.mean()), share_interval(values, votes)
@@ -231,15 +232,7 @@ def _figure(
     return Figure(f"pass-at-k-{place}", f"Problems of {task} solved within k samples: {told}.", draw)
 
 
-def _table(task: str, curves: Sequence[_Band]) -> Table:
-    return _bands(f"Solved within k tries on {task}", "pass", {curve.model: curve.solved for curve in curves})
-
-
-def _majority_table(task: str, curves: Sequence[_Band]) -> Table:
-    return _bands(f"Solved by a vote of k on {task}", "maj", {curve.model: curve.majority for curve in curves})
-
-
-def _bands(title: str, what: str, bands: Mapping[str, Mapping[int, tuple[float, Interval]]]) -> Table:
+def _table(title: str, what: str, bands: Mapping[str, Mapping[int, tuple[float, Interval]]]) -> Table:
     ks = sorted({k for band in bands.values() for k in band})
     rows = tuple((Cell(model), *(_cell(band.get(k)) for k in ks)) for model, band in bands.items())
     return Table(title, ("model", *(f"{what}@{k}" for k in ks)), rows)

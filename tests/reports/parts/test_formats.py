@@ -36,8 +36,8 @@ def test_a_model_that_learned_the_form_alone_is_told_from_one_that_learned_to_an
         )
     )
     form, able = texts(part)
-    assert form.startswith("form keeps the form more often than base: +")
-    assert able.startswith("able is right in any form more often than base: +30.0 points")
+    assert form.startswith("nano: form keeps the form more often than base: +")
+    assert able.startswith("nano: able is right in any form more often than base: +30.0 points")
     assert [finding.tone for finding in part.findings] == ["note", "better"]
     told = {claim["text"] for claim in strict_json(part)["claims"] if claim["holds"]}
     assert told == {form, able}

@@ -29,10 +29,10 @@ SHARP = np.where(np.arange(PROBLEMS) < PROBLEMS / 2, 0.95, 0.0)  # solves half o
 def test_a_sharpened_model_is_better_at_first_and_worse_in_the_end_and_the_crossing_is_named() -> None:
     part = pass_at_k_part(inputs(model("base", sampled("base", WIDE)), model("tuned", sampled("tuned", SHARP, seed=1))))
     better, worse, crossing = texts(part)
-    assert better.startswith("tuned solves more problems than base with one try: +")
-    assert worse.startswith("tuned solves fewer problems than base with 8 tries: -")
+    assert better.startswith("nano: tuned solves more problems than base with one try: +")
+    assert worse.startswith("nano: tuned solves fewer problems than base with 8 tries: -")
     (found,) = strict_json(part)["crossings"]["nano"]
-    assert crossing == f"tuned and base cross at about k = {found['k']}."
+    assert crossing == f"nano: tuned and base cross at about k = {found['k']}."
     assert found["k"] == 2  # 1 - 0.65**k passes 0.5 * (1 - 0.05**k) between 1 and 2
     assert png(part.figures[0].draw)
 
