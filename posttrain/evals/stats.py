@@ -100,13 +100,8 @@ def bootstrap_interval(
     if problems < 2:
         return Interval(-math.inf, math.inf)
     numbers = np.arange(problems)
-<<<<<<< HEAD
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # of a statistic that no draw changes
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-=======
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a statistic that no draw changes
->>>>>>> main
         found = stats.bootstrap(
             (numbers,), lambda drawn, axis: statistic(drawn), vectorized=True, n_resamples=resamples, batch=50,
             confidence_level=confidence, method="BCa", rng=np.random.default_rng(0),
