@@ -96,7 +96,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         durable.write_json(directory / SUMMARY_FILE, summary)
 
     run.publish_artifact(write)
-    run.event("evaluated", "\n".join([kind.headline(summary), *subset_lines(summary["subsets"])]))
+    subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
+    run.event("evaluated", "\n".join([kind.headline(summary), *subset_lines(subsets)]))
     run.finish(summary)
 
 
