@@ -94,6 +94,22 @@ def test_instructions_are_summarised_by_hand() -> None:
     assert summarise_instructions(rows[-1:]) == {}
 
 
+def test_a_kind_named_twice_in_a_row_counts_once() -> None:
+    columns = {
+        "instruction_id_list": ["keywords:frequency", "keywords:frequency"],
+        "kwargs": [{"keyword": word, "frequency": 1, "relation": "at least"} for word in ("war", "peace")],
+    }
+    rows = [
+        {"problem_id": name, "sample": 0, **instruction_verdicts(columns, text)}
+        for name, text in {"a": "war", "b": "war and peace"}.items()
+    ]
+    found = summarise_instructions(rows)["instructions"]
+    assert found["inst_level_strict_acc"] == 0.75
+    kind = found["subsets"]["instruction"]["keywords:frequency"]
+    assert (kind["problems"], kind["mean"]) == (2, 0.5)
+    assert 0 < kind["low"] < kind["high"] < 1
+
+
 def test_wins_against_references_by_hand() -> None:
     pairs = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (2.0, 1.0), (None, 1.0)]
     rows = [
