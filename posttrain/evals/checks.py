@@ -79,15 +79,15 @@ def score_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
             yield "num_samples", ConfigError(message, fix="--num_samples 1")
 
 
-def check_judge_calls(settings: EvalSettings, problems: int) -> None:
+def check_judge_calls(settings: TaskSettings, problems: int) -> None:
     """Raise ConfigError where the judge's budget is too small for so many problems; the rows are read by then."""
     for _, error in judge_problems(settings, prompts=problems, group=_group(settings)):
         raise error
 
 
-def _group(settings: EvalSettings) -> int:
+def _group(settings: TaskSettings) -> int:
     """Return how many completions of a prompt are scored together."""
-    return settings.num_samples + settings.score_reference
+    return settings.num_samples + (isinstance(settings, EvalSettings) and settings.score_reference)
 
 
 def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
@@ -111,6 +111,9 @@ def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
     if task.kind in GIVEN:
         message = f"task {task.name} compares given answers by log-prob, and a frontier needs samples"
         yield "task", ConfigError(message, fix="--task gsm8k")
+    if JUDGE in settings.rewards and settings.reward_options.judge.mode == "pairwise":
+        message = "a pairwise judge compares a policy's samples with one another: their mean is a half for any policy"
+        yield "reward_options.judge.mode", ConfigError(message, fix="--reward_options.judge.mode pointwise")
     if task.kind == "scored" and task.score is None and settings.gold is None:
         message = f"task {task.name} has no score but the rewards, and gold names none of them as the true one"
         yield "gold", ConfigError(message, fix=f"--gold {next(iter(settings.rewards), 'NAME')}")
