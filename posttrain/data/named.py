@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A named source of conversations, pairs, choices or prompts: `format` reads each record that `gather` makes of them."""
+    """A named source of conversations, pairs, choices or prompts: `format` reads each record that `gather` makes."""
 
     fetch: Callable[[str, int | None, int], Iterator[Entry]]
     format: Format

@@ -4,7 +4,7 @@ Floor 4, pure numpy. Of completions sampled at temperature 1 from the whole voca
 of k1 over the tokens (`algorithms/tokens`), is an unbiased estimate of KL(policy || reference) up to the token limit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,16 @@ def summarise_distance(rows: Sequence[Row], sampling: SamplingSettings) -> dict[
         "kl_is_estimate": samples_itself(sampling),
         "mean_entropy": float(np.mean([row["entropy"] for row in rows])),
     }
+
+
+def distance_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the distance in a line; none of an evaluation without a reference."""
+    if "kl" not in summary:
+        return []
+    kls = (summary["kl"]["sequence"], summary["kl"]["token"])
+    sequence, token = (f"{kl['mean']:.3g} (95% CI {kl['low']:.3g} to {kl['high']:.3g})" for kl in kls)
+    name = "KL" if summary["kl_is_estimate"] else "log-ratio, no KL of samples that are greedy or cut,"
+    return [f"{name} to {summary['reference']}: {sequence} nats a completion, {token} a token"]
 
 
 def samples_itself(sampling: SamplingSettings) -> bool:

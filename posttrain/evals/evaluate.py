@@ -20,7 +20,7 @@ from posttrain.engines import Interrupted
 from posttrain.evals import choices, mathematics, scored
 from posttrain.evals.checks import check_settings
 from posttrain.evals.choices import choice_answers
-from posttrain.evals.distance import summarise_distance
+from posttrain.evals.distance import distance_lines, summarise_distance
 from posttrain.evals.sampled import sampled_answers, scores_of
 from posttrain.evals.samples import Answers, Row, Sample, subset_lines, summarise
 from posttrain.evals.tasks import ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
@@ -96,7 +96,9 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         durable.write_json(directory / SUMMARY_FILE, summary)
 
     run.publish_artifact(write)
-    run.event("evaluated", "\n".join([kind.headline(summary), *subset_lines(summary["subsets"])]))
+    subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
+    run.event("evaluated", "
+".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
     run.finish(summary)
 
 

@@ -4,8 +4,7 @@ Floor 4, pure: "Instruction-Following Evaluation for Large Language Models" (Zho
 section 2.2; the accuracies bear the names that lm-evaluation-harness gives them.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,43 +28,47 @@ def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, lis
 
 
 def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return `instructions`, the four accuracies and those of each kind, and them as the harness's `results`.
+    """Return `instructions`, the four accuracies and the subsets by kind, and the former as the harness's `results`.
 
-    By prompt a sample counts as 1 where all its instructions are followed, with a 95% interval; by instruction each
-    counts by itself. {} where no row names instructions.
+    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself, and
+    so it does in the subsets, whose score is the strict verdict. {} where no row names instructions.
     """
     asked = [row for row in rows if row.get("instructions")]
     if not asked:
         return {}
     whole = {f"prompt_level_{grade}_acc": column for grade, column in GRADES.items()}
-    graded = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
-    verdicts = {
-        grade: [pair for row in asked for pair in zip(row["instructions"], row[column], strict=True)]
-        for grade, column in GRADES.items()
-    }
-    by_instruction = {f"inst_level_{grade}_acc": _share(pairs) for grade, pairs in verdicts.items()}
-    results = [metric(name, graded) for name in whole]
+    prompts = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
+    single = [each for row in asked for each in _one_by_one(row)]
+    by_prompt = {name: mean_with_interval(prompts, name) for name in whole}
+    by_instruction = {f"inst_level_{grade}_acc": _share(single, grade) for grade in GRADES}
+    results = [metric(name, prompts) for name in by_prompt]
     results.append({f"{name},none": value for name, value in by_instruction.items()})
     return {
-        "instructions": {
-            **{name: mean_with_interval(graded, name) for name in whole},
-            **by_instruction,
-            "by_kind": _by_kind(verdicts),
-        },
+        "instructions": {**by_prompt, **by_instruction, "subsets": {"instruction": _by_kind(single)}},
         "results": {name: value for each in results for name, value in each.items()},
     }
 
 
-def _by_kind(verdicts: Mapping[str, Sequence[tuple[str, bool]]]) -> dict[str, dict[str, float]]:
-    counts = Counter(name for name, _ in verdicts["strict"])
+def _one_by_one(row: Row) -> Iterator[Row]:
+    """Yield a sample's instructions, each as a row of its own."""
+    for name, *verdicts in zip(row["instructions"], *(row[column] for column in GRADES.values()), strict=True):
+        grades = dict(zip(GRADES, map(float, verdicts), strict=True))
+        yield {"problem_id": row["problem_id"], "sample": row["sample"], "instruction": name, **grades}
+
+
+def _by_kind(single: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    kinds: dict[str, list[Row]] = {}
+    for row in sorted(single, key=lambda row: row["instruction"]):
+        kinds.setdefault(row["instruction"], []).append(row)
     return {
         kind: {
-            "instructions": count,
-            **{grade: _share([pair for pair in pairs if pair[0] == kind]) for grade, pairs in verdicts.items()},
+            "problems": len({row["problem_id"] for row in rows}),
+            **mean_with_interval(rows, "strict"),
+            "loose": _share(rows, "loose"),
         }
-        for kind, count in sorted(counts.items())
+        for kind, rows in kinds.items()
     }
 
 
-def _share(pairs: Sequence[tuple[str, bool]]) -> float:
-    return float(np.mean([followed for _, followed in pairs]))
+def _share(rows: Sequence[Row], grade: str) -> float:
+    return float(np.mean([row[grade] for row in rows]))

@@ -72,7 +72,12 @@ def described_rewards(reward_file: str | None) -> list[dict[str, Any]]:
             }
         )
     own = public_functions(reward_file) if reward_file else []
-    unknown = {"pays": f"As {reward_file} says.", "needs_gold": None, "reads_columns": [], "options": {}}
+    unknown: dict[str, Any] = {
+        "pays": f"As {reward_file} says.",
+        "needs_gold": None,
+        "reads_columns": [],
+        "options": {},
+    }
     return rows + [{"name": name, **unknown} for name in own]
 
 

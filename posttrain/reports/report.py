@@ -15,6 +15,7 @@ from posttrain.reports.parts.course import course_part
 from posttrain.reports.parts.examples import examples_part
 from posttrain.reports.parts.formats import formats_part
 from posttrain.reports.parts.frontier import frontier_part
+from posttrain.reports.parts.lengths import lengths_part
 from posttrain.reports.parts.pass_at_k import pass_at_k_part
 from posttrain.reports.parts.provenance import provenance_part
 from posttrain.reports.parts.scores import scores_part
@@ -30,6 +31,7 @@ PARTS: tuple[Callable[[Inputs, Comparisons], Part], ...] = (
     tasks_part,
     lambda inputs, _: course_part(inputs),
     lambda inputs, _: frontier_part(inputs),
+    lambda inputs, _: lengths_part(inputs),
     lambda inputs, _: pass_at_k_part(inputs),
     lambda inputs, _: formats_part(inputs),
     lambda inputs, _: calibration_part(inputs),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from posttrain.evals.distance import samples_itself, summarise_distance
+from posttrain.evals.distance import distance_lines, samples_itself, summarise_distance
 from posttrain.settings import SamplingSettings
 
 
@@ -20,6 +20,16 @@ def test_by_hand() -> None:
     assert found["mean_entropy"] == 1.0
     alone = summarise_distance(rows[:2], SamplingSettings())
     assert alone["kl"]["token"] == {"mean": 0.5, "low": -np.inf, "high": np.inf}
+
+
+def test_in_a_line_it_is_called_a_kl_only_where_it_is_one() -> None:
+    rows = [row(0, 0, 1.0, 2), row(1, 0, 2.0, 4), row(2, 0, 3.0, 6)]
+    found = {"reference": "sft", **summarise_distance(rows, SamplingSettings())}
+    assert distance_lines(found)[0].startswith("KL to sft: 2 (95% CI ")
+    assert distance_lines(found)[0].endswith(" nats a completion, 0.5 (95% CI 0.5 to 0.5) a token")
+    found |= summarise_distance(rows, SamplingSettings(temperature=0.0))
+    assert distance_lines(found)[0].startswith("log-ratio, no KL of samples that are greedy or cut, to sft: 2 ")
+    assert distance_lines({"reference": None}) == []
 
 
 @pytest.mark.parametrize("cut", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.1}])

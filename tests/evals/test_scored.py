@@ -87,9 +87,9 @@ def test_instructions_are_summarised_by_hand() -> None:
     assert results["prompt_level_loose_acc,none"] == pytest.approx(2 / 3)
     assert results["inst_level_strict_acc,none"] == pytest.approx(3 / 6)
     assert results["inst_level_loose_acc,none"] == pytest.approx(5 / 6)
-    assert found["instructions"]["by_kind"]["length_constraints:exact_words"] == {
-        "instructions": 3, "strict": pytest.approx(2 / 3), "loose": 1.0,
-    }  # fmt: skip
+    exact = found["instructions"]["subsets"]["instruction"]["length_constraints:exact_words"]
+    assert (exact["problems"], exact["mean"], exact["loose"]) == (3, pytest.approx(2 / 3), 1.0)
+    assert 0 < exact["low"] < exact["mean"] < exact["high"] < 1
     assert found["instructions"]["prompt_level_strict_acc"]["low"] > 0
     assert summarise_instructions(rows[-1:]) == {}
 

@@ -40,7 +40,8 @@ def evaluation(
     (path / "settings.json").write_text(json.dumps({"seed": seed, "model": {"name_or_path": str(model)}}))
     rows = [sample(f"{ids}{i}", right=value) for i, value in enumerate(right)]
     found = {
-        "task": "nano", "kind": "mathematics", "grader_version": "2", "sampling": {"temperature": 0.0}, "seed": seed, "data_fingerprint": ids,
+        "task": "nano", "kind": "mathematics", "grader_version": "2", "sampling": {"temperature": 0.0},
+        "seed": seed, "data_fingerprint": ids,
         **summarise(rows), **summarise_grades(rows), **(summary or {}),
     }  # fmt: skip
     (path / "artifact").mkdir()

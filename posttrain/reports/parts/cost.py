@@ -106,7 +106,7 @@ def generated_tokens(course: Course) -> int | None:
         a_step = settings["prompts_per_step"] * settings["num_generations"]
         return round(sum(a_step * row["completions/mean_length"] for row in course.rows))
     summary = course.result.get("summary", {})
-    if "mean_length" in summary:
+    if "mean_length" in summary and summary.get("kind") != "choices":  # those are read, not sampled
         return round(summary["mean_length"] * summary["problems"] * summary["num_samples"])
     return None
 
