@@ -97,8 +97,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
 
     run.publish_artifact(write)
     subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
-    run.event("evaluated", "
-".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
+    run.event("evaluated", "\n".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
     run.finish(summary)
 
 
