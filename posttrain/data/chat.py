@@ -40,11 +40,9 @@ def render_prompt(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
     """
     if row.prompt is None:
         raise DataError(f"{row.origin} is a {row.kind} row, expected one with a prompt")
+    ids = _encode(tokenizer, _written_prompt(row, tokenizer))
     if isinstance(row.prompt, str):
-        ids = _with_leading_ids(tokenizer, _encode(tokenizer, row.prompt))
-    else:
-        text = _template(row, tokenizer)(row.prompt, add_generation_prompt=True)
-        ids = _encode(tokenizer, text)
+        ids = _with_leading_ids(tokenizer, ids)
     if not ids:
         raise DataError(f"{row.origin}: the prompt has no token")
     return Prompt(id=row.id, ids=tuple(ids), content=row.prompt, columns=row.columns)
@@ -74,19 +72,19 @@ def render_choices(row: Row, tokenizer: "PreTrainedTokenizerBase") -> TokenTree:
     """Return a question's prompt with a branch for each of its `continuations`, none of which has an end token.
 
     Prompt and continuation are tokenized as one text and cut where a token ends at their border, as
-    lm-evaluation-harness does; before the prompt stands the BOS that the tokenizer adds by default. Raises DataError
-    for a row without choices, and for a continuation without a token.
+    lm-evaluation-harness does; the prompt has the tokens that it has alone. Raises DataError for a row without
+    choices, for a continuation without a token, and for messages where there is no chat template.
     """
-    if row.kind != "choices" or not isinstance(row.prompt, str):
+    if row.kind != "choices":
         raise DataError(f"{row.origin} is a {row.kind} row, expected a question with choices")
-    prompt_ids: list[int] = []
+    prompt, text = render_prompt(row, tokenizer), _written_prompt(row, tokenizer)
     branches = []
     for continuation in row.columns["continuations"]:
-        prompt_ids, ids = encode_pieces(tokenizer, [row.prompt, continuation])
+        _, ids = encode_pieces(tokenizer, [text, continuation])
         if not ids:
             raise DataError(f"{row.origin}: the choice {continuation!r} has no token")
         branches.append(Branch(tuple(ids), (1,) * len(ids)))
-    return TokenTree(tuple(_with_leading_ids(tokenizer, prompt_ids)), tuple(branches))
+    return TokenTree(prompt.ids, tuple(branches))
 
 
 def describe(tree: TokenTree, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -183,6 +181,14 @@ def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[str]) -
         cuts.append(len(prefix))
     cuts.append(len(whole))
     return [whole[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _written_prompt(row: Row, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text of a row's prompt; messages go through the chat template, up to where the reply begins."""
+    assert row.prompt is not None
+    if isinstance(row.prompt, str):
+        return row.prompt
+    return str(_template(row, tokenizer)(row.prompt, add_generation_prompt=True))
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

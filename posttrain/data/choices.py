@@ -1,7 +1,8 @@
 """Multiple-choice questions: how their columns are read, and how one becomes a prompt with a continuation per choice.
 
-Floor 1. Pure text. Both styles are those of lm-evaluation-harness: `letters` is that of its MMLU, `cloze` of its ARC.
-The space between prompt and choice belongs to the continuation.
+Floor 1. Pure text. The styles are those of lm-evaluation-harness: `letters` of its MMLU, `cloze` of its ARC; the space
+between prompt and choice belongs to the continuation. `letters_chat` is the former as a user's turn, whose reply starts
+with the letter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,10 @@ from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from posttrain.data.files import Fault, Malformed, Record
+from posttrain.data.prompts import Text
+from posttrain.records import Message
+
+ARC_LISTS = ("text", "label")  # of its column choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +33,27 @@ def letters_opening(subject: str | None) -> str:
     return f"The following are multiple choice questions (with answers){about}.\n\n"
 
 
-def _letters(asked: ChoiceQuestion) -> tuple[str, tuple[str, ...]]:
-    letters = LETTERS[: len(asked.choices)]
-    lines = "".join(f"{letter}. {choice}\n" for letter, choice in zip(letters, asked.choices, strict=True))
-    return (
-        f"{letters_opening(asked.subject)}{asked.question}\n{lines}Answer:",
-        tuple(f" {letter}" for letter in letters),
-    )
+def _listed(asked: ChoiceQuestion) -> str:
+    lines = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, asked.choices, strict=False))
+    return f"{asked.question}\n{lines}Answer:"
 
 
-def _cloze(asked: ChoiceQuestion) -> tuple[str, tuple[str, ...]]:
+def _letters(asked: ChoiceQuestion) -> tuple[Text, tuple[str, ...]]:
+    continuations = tuple(f" {letter}" for letter in LETTERS[: len(asked.choices)])
+    return f"{letters_opening(asked.subject)}{_listed(asked)}", continuations
+
+
+def _letters_chat(asked: ChoiceQuestion) -> tuple[Text, tuple[str, ...]]:
+    return (Message(role="user", content=_listed(asked)),), tuple(LETTERS[: len(asked.choices)])
+
+
+def _cloze(asked: ChoiceQuestion) -> tuple[Text, tuple[str, ...]]:
     return f"Question: {asked.question}\nAnswer:", tuple(f" {choice}" for choice in asked.choices)
 
 
-CHOICE_STYLES: dict[str, Callable[[ChoiceQuestion], tuple[str, tuple[str, ...]]]] = {
+CHOICE_STYLES: dict[str, Callable[[ChoiceQuestion], tuple[Text, tuple[str, ...]]]] = {
     "letters": _letters,
+    "letters_chat": _letters_chat,
     "cloze": _cloze,
 }
 """From a question to its prompt, and to what continues it for each choice."""
@@ -67,18 +78,15 @@ def read_choice_question(record: Record) -> ChoiceQuestion:
 def arc_record(record: Record) -> Record:
     """Read ARC: `choices` holds texts and their labels (letters or numbers), `answerKey` the label of the right one."""
     value, key = record.get("choices"), record.get("answerKey")
-    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list | tuple) for name in _ARC_LISTS):
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list | tuple) for name in ARC_LISTS):
         raise Malformed(Fault.TYPE, f"choices is {_shown(value)}, not lists of text and label")
-    texts, labels = (list(value[name]) for name in _ARC_LISTS)
+    texts, labels = (list(value[name]) for name in ARC_LISTS)
     if len(texts) != len(labels):
         raise Malformed(Fault.CHOICES, f"{len(texts)} texts and {len(labels)} labels")
     if labels.count(key) != 1:
         raise Malformed(Fault.NO_GOLD, f"answerKey is {_shown(key)}, and the labels are {', '.join(map(str, labels))}")
     kept = {name: each for name, each in record.items() if name != "answerKey"}
     return {**kept, "choices": texts, "answer": labels.index(key)}
-
-
-_ARC_LISTS = ("text", "label")
 
 
 def _choices(value: Any) -> tuple[str, ...]:

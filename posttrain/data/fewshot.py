@@ -114,7 +114,10 @@ def _part(row: Row, by: str | None) -> Any:
 
 def _shown(row: Row) -> Shown | None:
     """Return what an example shows; None for a row without a solution."""
-    solution = row.columns["continuations"][row.columns["answer"]] if row.kind == "choices" else row.completion
+    solution = row.completion
+    if row.kind == "choices":
+        right = str(row.columns["continuations"][row.columns["answer"]])
+        solution = right if isinstance(row.prompt, str) else (Message(role="assistant", content=right),)
     return None if row.prompt is None or solution is None else (row.prompt, solution)
 
 

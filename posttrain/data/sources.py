@@ -85,10 +85,15 @@ def load_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()
     and to few-shot examples; `split` to named sources and directories, and to a single file where `held_out` makes
     splits of it. Filters leave fewer than `settings.rows` of a generated source, which makes no more than these.
     """
+    return after_examples(_usable_rows(settings, seed=seed, kinds=kinds), settings, seed=seed, kinds=kinds)
+
+
+def after_examples(rows: list[Row], settings: DataSettings, *, seed: int, kinds: Collection[Kind] = ()) -> list[Row]:
+    """Return the rows after the few-shot examples that the settings ask for; as they are, where they ask for none."""
     if not settings.num_fewshot:
-        return _usable_rows(settings, seed=seed, kinds=kinds)
+        return rows
     candidates = _usable_rows(example_settings(settings), seed=seed, kinds=kinds)
-    return with_examples(_usable_rows(settings, seed=seed, kinds=kinds), candidates, settings, seed=seed)
+    return with_examples(rows, candidates, settings, seed=seed)
 
 
 def _usable_rows(settings: DataSettings, *, seed: int, kinds: Collection[Kind]) -> list[Row]:

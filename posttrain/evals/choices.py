@@ -4,8 +4,8 @@ Floor 4. A question is one prompt tree: its prompt is computed once, and each ch
 lm-evaluation-harness's: `acc` takes the choice with the largest summed log-prob, `acc_norm` that with the largest
 log-prob per byte of the choice, without the space before it. (The harness divides by characters, which in ASCII are the
 bytes.) Where several choices are best, one of them is drawn, each as likely as the others, by the seed and the
-question's id: the harness takes the first, which favours A. Ties occur: equal choices, and letters whose logits are in
-bfloat16.
+question's id: the harness takes the first, which favours A. Two choices may say the same, and logits in bfloat16 are
+rounded to few values.
 """
 
 import math
@@ -27,6 +27,7 @@ from posttrain.evals.tasks import Task
 from posttrain.models.lm import LoadedModel, load_model
 from posttrain.models.logprobs import completion_logprobs
 from posttrain.records import TokenTree
+from posttrain.rewards.arguments import prompt_text
 from posttrain.runs.directory import StageRun
 from posttrain.seeds import derive_seed
 from posttrain.settings import EvalSettings
@@ -85,6 +86,7 @@ def answer_sample(
     row: DataRow, tree: TokenTree, token_logprobs: Sequence[Sequence[float]], *, score: str, seed: int
 ) -> Sample:
     """Return what the log-probs of a question's choices make of it; `score` is the metric that counts."""
+    assert row.prompt is not None
     columns = row.columns
     choices, right = columns["choices"], columns["answer"]
     logprobs = [math.fsum(each) for each in token_logprobs]
@@ -95,7 +97,7 @@ def answer_sample(
     return Sample(
         problem_id=row.id,
         sample=0,
-        prompt=str(row.prompt),
+        prompt=prompt_text(row.prompt),
         completion=columns["continuations"][chosen],
         num_tokens=len(tree.branches[chosen].ids),
         stop_reason="",

@@ -17,13 +17,14 @@ from posttrain.data.named import used_style
 from posttrain.data.rows import Row as DataRow
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import Interrupted
-from posttrain.evals import choices, mathematics, scored
+from posttrain.evals import choices, mathematics, preferences, scored
 from posttrain.evals.checks import check_settings
 from posttrain.evals.choices import choice_answers
 from posttrain.evals.distance import distance_lines, summarise_distance
+from posttrain.evals.preferences import preference_answers
 from posttrain.evals.sampled import sampled_answers, scores_of
 from posttrain.evals.samples import Answers, Row, Sample, subset_lines, summarise
-from posttrain.evals.tasks import ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
+from posttrain.evals.tasks import GIVEN, ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
 from posttrain.rewards.math_answers import GRADER_VERSION
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
@@ -41,12 +42,21 @@ class KindOfTask:
     answers: Callable[[Task, EvalSettings, Sequence[DataRow], StageRun], AbstractContextManager[Answers]]
     summarise: Callable[[Sequence[Row]], dict[str, Any]]
     headline: Callable[[Mapping[str, Any]], str]
+    identity: Callable[[Task, EvalSettings], dict[str, Any] | None] = lambda task, settings: (
+        None
+    )  # beside task and form
 
 
 KINDS: dict[Kind, KindOfTask] = {
     "mathematics": KindOfTask(sampled_answers, mathematics.summarise_grades, mathematics.headline),
-    "scored": KindOfTask(sampled_answers, scored.summarise_scores, scored.headline),
+    "scored": KindOfTask(sampled_answers, scored.summarise_scores, scored.headline, scored.score_identity),
     "choices": KindOfTask(choice_answers, choices.summarise_choices, choices.headline),
+    "preferences": KindOfTask(
+        preference_answers,
+        preferences.summarise_preferences,
+        preferences.headline,
+        preferences.score_identity,
+    ),
 }
 
 
@@ -59,7 +69,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     kind = KINDS[task.kind]
     rows = load_rows(data, seed=settings.seed, kinds=ROW_KINDS[task.kind])
     require_kind(rows, ROW_KINDS[task.kind], "eval")
-    scorer = scored.score_identity(task, settings) if task.kind == "scored" else None
+    scorer = kind.identity(task, settings)
     with kind.answers(task, settings, rows, run) as problems:
         batches = [problems.ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(problems.ids), PROBLEMS_PER_STEP)]
         for step in run.steps(len(batches)):
@@ -71,6 +81,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
             run.log(step, progress(samples), rollouts=[sample.row() for sample in samples])
             run.save(step, lambda: ({}, {}))
     found = _read_samples(run.path, len(batches))
+    given = task.kind in GIVEN
     summary = {
         "task": task.name,
         "task_version": task.version,
@@ -80,11 +91,11 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "scorer": scorer,
         **summarise(found),
         **kind.summarise(found),
-        **({} if settings.reference is None else summarise_distance(found, settings.sampling)),
+        **({} if settings.reference is None or given else summarise_distance(found, settings.sampling)),
         "reference": settings.reference,
         "dropped_rows": problems.dropped,
         "scores": scores_of(task, settings),
-        "sampling": {} if task.kind == "choices" else settings.sampling.model_dump(mode="json"),
+        "sampling": {} if given else settings.sampling.model_dump(mode="json"),
         "seed": settings.seed,
         "num_fewshot": data.num_fewshot,
         "template_hash": _template_hash(rows, data, problems.chat_template),
@@ -96,8 +107,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         durable.write_json(directory / SUMMARY_FILE, summary)
 
     run.publish_artifact(write)
-    lines = [kind.headline(summary), *distance_lines(summary), *subset_lines(summary["subsets"])]
-    run.event("evaluated", "\n".join(lines))
+    subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
+    run.event("evaluated", "\n".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
     run.finish(summary)
 
 

@@ -4,7 +4,6 @@ Floor 4, pure: "Instruction-Following Evaluation for Large Language Models" (Zho
 section 2.2; the accuracies bear the names that lm-evaluation-harness gives them.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,43 +28,45 @@ def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, lis
 
 
 def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return `instructions`, the four accuracies and those of each kind, and them as the harness's `results`.
+    """Return `instructions`, the four accuracies and the subsets by kind, and the former as the harness's `results`.
 
-    By prompt a sample counts as 1 where all its instructions are followed, with a 95% interval; by instruction each
-    counts by itself. {} where no row names instructions.
+    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself.
+    {} where no row names instructions.
     """
     asked = [row for row in rows if row.get("instructions")]
     if not asked:
         return {}
     whole = {f"prompt_level_{grade}_acc": column for grade, column in GRADES.items()}
-    graded = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
-    verdicts = {
-        grade: [pair for row in asked for pair in zip(row["instructions"], row[column], strict=True)]
+    prompts = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
+    by_prompt = {name: mean_with_interval(prompts, name) for name in whole}
+    by_instruction = {
+        f"inst_level_{grade}_acc": float(np.mean([followed for row in asked for followed in row[column]]))
         for grade, column in GRADES.items()
     }
-    by_instruction = {f"inst_level_{grade}_acc": _share(pairs) for grade, pairs in verdicts.items()}
-    results = [metric(name, graded) for name in whole]
+    results = [metric(name, prompts) for name in by_prompt]
     results.append({f"{name},none": value for name, value in by_instruction.items()})
     return {
-        "instructions": {
-            **{name: mean_with_interval(graded, name) for name in whole},
-            **by_instruction,
-            "by_kind": _by_kind(verdicts),
-        },
+        "instructions": {**by_prompt, **by_instruction, "subsets": {"instruction": _by_kind(asked)}},
         "results": {name: value for each in results for name, value in each.items()},
     }
 
 
-def _by_kind(verdicts: Mapping[str, Sequence[tuple[str, bool]]]) -> dict[str, dict[str, float]]:
-    counts = Counter(name for name, _ in verdicts["strict"])
+def _by_kind(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the strict share of each kind as a subset, with the loose one; a sample's instructions of it count once.
+
+    That is where all of them are followed, so that an interval is one of outcomes of 0 and 1.
+    """
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        for kind in dict.fromkeys(row["instructions"]):
+            places = [place for place, name in enumerate(row["instructions"]) if name == kind]
+            grades = {grade: float(all(row[column][place] for place in places)) for grade, column in GRADES.items()}
+            kinds.setdefault(kind, []).append({**row, **grades})
     return {
         kind: {
-            "instructions": count,
-            **{grade: _share([pair for pair in pairs if pair[0] == kind]) for grade, pairs in verdicts.items()},
+            "problems": len({row["problem_id"] for row in kinds[kind]}),
+            **mean_with_interval(kinds[kind], "strict"),
+            "loose": mean_with_interval(kinds[kind], "loose")["mean"],
         }
-        for kind, count in sorted(counts.items())
+        for kind in sorted(kinds)
     }
-
-
-def _share(pairs: Sequence[tuple[str, bool]]) -> float:
-    return float(np.mean([followed for _, followed in pairs]))

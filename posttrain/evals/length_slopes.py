@@ -33,8 +33,8 @@ class LengthSlopes(NamedTuple):
 def length_slopes(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> LengthSlopes:
     """Return the slopes of scores (N,) on lengths in tokens (N,) of completions of prompts (N,).
 
-    The overall ones are None below MIN_PROMPTS prompts or where all lengths are the same. So is Theil-Sen's of grades of 0
-    and 1: most pairs have equal ones, and the median is 0 whatever the slope.
+    The overall ones are None below MIN_PROMPTS prompts or where all lengths are the same. So is Theil-Sen's of grades
+    of 0 and 1: most pairs have equal ones, and the median is 0 whatever the slope.
     """
     hundreds = lengths / UNIT
     within = within_slopes(scores, [hundreds], prompts)[0]

@@ -10,10 +10,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy import stats
 
 from posttrain.errors import DataError
-from posttrain.evals.stats import CONFIDENCE, Interval, accuracy_interval
+from posttrain.evals.stats import Interval, accuracy_interval, mean_interval
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards.arguments import prompt_text
 from posttrain.rewards.scoring import Scored
@@ -181,10 +180,7 @@ def _interval(groups: Sequence[Sequence[float]], means: np.ndarray) -> Interval:
     whole = len({len(group) for group in groups}) == 1
     if whole and all(value in (0, 1) for group in groups for value in group):
         return accuracy_interval(np.array(groups, dtype=float))
-    if len(means) < 2:
-        return Interval(-np.inf, np.inf)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-    return Interval(float(means.mean()) - half, float(means.mean()) + half)
+    return mean_interval(means[:, None])
 
 
 def _by_subset(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

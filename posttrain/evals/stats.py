@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -37,7 +37,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = CONFIDE
     """Return Wilson's score interval of a proportion (Wilson 1927); counts may be fractional, no trials give (0, 1)."""
     if trials <= 0:
         return Interval(0.0, 1.0)
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
     p = successes / trials
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
@@ -53,21 +53,19 @@ def share_interval(shares: np.ndarray, samples: int, confidence: float = CONFIDE
     """Return the interval of the mean of shares (P,), each from `samples` samples of its problem.
 
     Wilson's interval at the effective number of samples p(1-p)/SE^2 (Dean & Pagano 2015), where SE is that of the
-    mean over problems, times (z/t)^2 for so few problems; it lies between P (samples of a problem all alike) and P*n,
-    and is P for n = 1.
+    mean over problems, times (z/t)^2 because so few problems tell it; it lies between P (samples of a problem all
+    alike) and P*n, and is P for n = 1.
     """
     problems = len(shares)
     mean = float(shares.mean()) if problems else 0.0
     variance = float(shares.var(ddof=1)) / problems if problems > 1 else 0.0
-    effective = mean * (1 - mean) / variance * _few(problems, confidence) if variance > 0 else problems
+    effective = float(problems)
+    if variance > 0:
+        tail = (1 + confidence) / 2
+        z_over_t = float(special.ndtri(tail) / special.stdtrit(problems - 1, tail))
+        effective = mean * (1 - mean) / variance * z_over_t**2
     effective = min(max(effective, problems), problems * samples)
     return wilson_interval(mean * effective, effective, confidence)
-
-
-def _few(problems: int, confidence: float) -> float:
-    """Return what a variance estimated from so few problems is worth beside a known one."""
-    tail = (1 + confidence) / 2
-    return float(stats.norm.ppf(tail) / stats.t.ppf(tail, problems - 1)) ** 2
 
 
 def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
@@ -81,7 +79,7 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interva
     if problems < 2:
         return Interval(-math.inf, math.inf)
     means = values.mean(axis=1)
-    half = float(stats.t.ppf((1 + confidence) / 2, problems - 1) * means.std(ddof=1)) / math.sqrt(problems)
+    half = float(special.stdtrit(problems - 1, (1 + confidence) / 2) * means.std(ddof=1)) / math.sqrt(problems)
     return Interval(float(means.mean()) - half, float(means.mean()) + half)
 
 
@@ -136,7 +134,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, samples: int | None = 1) 
     differences = b - a
     mean = float(differences.mean()) if len(differences) else 0.0
     gain = _gain(differences, samples)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, gain.freedom)) * gain.error if gain.freedom > 0 else math.inf
+    half = math.inf if gain.freedom < 1 else float(special.stdtrit(gain.freedom, (1 + CONFIDENCE) / 2)) * gain.error
     low, high = gain.centre - half, gain.centre + half
     interval = Interval(low, high) if samples is None else Interval(max(-1.0, low), min(1.0, high))
     return PairedDifference(mean, interval, gain.std)
@@ -198,7 +196,7 @@ def no_gain_p(a: np.ndarray, b: np.ndarray, worth: float, *, samples: int | None
         return 1.0
     if gain.error == 0:
         return float(gain.centre >= worth)
-    return float(stats.t.cdf((gain.centre - worth) / gain.error, gain.freedom))
+    return float(special.stdtr(gain.freedom, (gain.centre - worth) / gain.error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -216,5 +214,5 @@ def smallest_detectable_difference(std: float, problems: int, *, tests: int = 1,
 
     For one test it is (1.96 + 0.84) std / sqrt(P); dividing by `tests` is what the first of Holm's steps asks.
     """
-    z = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / (2 * tests)) + stats.norm.ppf(power))
+    z = float(special.ndtri(1 - (1 - CONFIDENCE) / (2 * tests)) + special.ndtri(power))
     return z * std / math.sqrt(problems) if problems else math.inf

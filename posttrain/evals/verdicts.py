@@ -59,8 +59,9 @@ def settle(claims: Sequence[Claim]) -> list[Reading]:
 def only_longer(scores: Pair, lengths: Pair, *, samples: int | None = 1, within: Slope | None = None) -> Claim:
     """Return the claim that completions got longer, and their scores gained less than WORTH.
 
-    A growth below LONGER is none. Lengths are in tokens. `samples` is that of a problem where scores are shares, None where they are not. `within` is
-    the slope of the score per 100 tokens among answers to one prompt; what it would bring is told, not tested.
+    Lengths are in tokens; a growth below LONGER is none. `samples` is that of a problem where scores are shares, None
+    where they are not. `within` is the slope of the score per 100 tokens among answers to one prompt; what it would
+    bring is told, not tested.
     """
     score, length = paired_difference(*scores, samples=samples), paired_difference(*lengths, samples=None)
     before = float(lengths[0].mean())

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from posttrain.evals.stats import CONFIDENCE, Interval, paired_difference, wilson_interval
 
@@ -99,7 +99,7 @@ def length_controlled_win_rate(wins: np.ndarray, length_gaps: np.ndarray, prompt
             var_weights=np.concatenate([np.ones(len(wins)), np.full(4, 0.5)]),
         ).fit(cov_type="cluster", cov_kwds={"groups": np.concatenate([group, len(numbers) + np.arange(4)])})
     logit = float(fit.params[0])
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 2) * fit.bse[0])
+    half = float(special.stdtrit(len(numbers) - 2, (1 + CONFIDENCE) / 2) * fit.bse[0])
     rate, low, high = (float(special.expit(end)) for end in (logit, logit - half, logit + half))
     return Rate(rate, Interval(low, high))
 
@@ -108,7 +108,8 @@ def agreement(verdicts: Sequence[Hashable], labels: Sequence[Hashable]) -> Agree
     """Return how far a judge's verdicts agree with (human) labels of the same one or more items, each item once.
 
     Accuracy with Wilson's interval, and Cohen's kappa (1960), the agreement beyond that of two who answer by chance
-    with the same frequencies, with its asymptotic interval (a point where they agree on everything).
+    with the same frequencies. Kappa's interval is the asymptotic one, with two items added that are spread over all
+    pairs of verdicts: without them it covers 88 to 93% at 50 items, and is a point where the two agree on everything.
     """
     from statsmodels.stats.inter_rater import cohens_kappa
 
@@ -121,6 +122,6 @@ def agreement(verdicts: Sequence[Hashable], labels: Sequence[Hashable]) -> Agree
     table = np.zeros((len(place), len(place)))
     for verdict, label in zip(verdicts, labels, strict=True):
         table[place[verdict], place[label]] += 1
-    found = cohens_kappa(table)
-    interval = Interval(max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp)))
-    return Agreement(items, accuracy, float(found.kappa), interval)
+    kappa = float(cohens_kappa(table, return_results=False))
+    around = cohens_kappa(table + 2 / table.size)
+    return Agreement(items, accuracy, kappa, Interval(float(around.kappa_low), min(1.0, float(around.kappa_upp))))

@@ -18,7 +18,7 @@ from posttrain.config import with_value
 from posttrain.data.sources import load_rows
 from posttrain.errors import PosttrainError
 from posttrain.evals.evaluate import PROBLEMS_PER_STEP
-from posttrain.evals.tasks import ROW_KINDS, find_task
+from posttrain.evals.tasks import GIVEN, ROW_KINDS, find_task
 from posttrain.models.files import locate
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.machine import Machine, measure_machine
@@ -327,7 +327,7 @@ def _value(settings: Any, dotted: str) -> Any:
 
 def _max_length(settings: Settings) -> int:
     """Return the token limit of completions; 0 for a stage that samples none."""
-    if isinstance(settings, EvalSettings) and find_task(settings.task).kind == "choices":
+    if isinstance(settings, EvalSettings) and find_task(settings.task).kind in GIVEN:
         return 0
     return _value(settings, "sampling.max_completion_length") or 0
 

@@ -12,7 +12,7 @@ from posttrain.data.chat import describe, render_prompt, render_training_tree, t
 from posttrain.data.files import LEFT_OUT
 from posttrain.data.pairs import render_preference
 from posttrain.data.rows import Kind, Row
-from posttrain.data.sources import place_of, require_kind, scan_rows
+from posttrain.data.sources import after_examples, place_of, require_kind, scan_rows
 from posttrain.records import Prompt, TokenTree
 from posttrain.settings import DataSettings, ModelSettings
 
@@ -38,20 +38,21 @@ def check_rows(data: DataSettings, *, stage: str, model: str | None = None) -> d
     kinds = STAGE_KINDS[stage]
     scan = scan_rows(data, seed=0, kinds=kinds)
     require_kind(scan.rows, kinds, stage)
+    rows = after_examples(scan.rows, data, seed=0, kinds=kinds)
     report: dict[str, Any] = {
         "source": place_of(data),
         "stage": stage,
-        "usable": len(scan.rows),
+        "usable": len(rows),
         "malformed": scan.tally.bad_rows(),
-        "kinds": dict(Counter(row.kind for row in scan.rows)),
+        "kinds": dict(Counter(row.kind for row in rows)),
         "faults": {
             str(fault): {"rows": count, "left_out": fault in LEFT_OUT, "first": scan.tally.places[fault]}
             for fault, count in sorted(scan.tally.counts.items())
         },
     }
-    if model is not None and scan.rows:
+    if model is not None and rows:
         render = _renderer(stage, _tokenizer(model))
-        lengths = sorted(token_length(render(row)) for row in scan.rows)
+        lengths = sorted(token_length(render(row)) for row in rows)
         tokens = {name: lengths[round(share * (len(lengths) - 1))] for name, share in QUANTILES.items()}
         report["tokens"] = tokens | {"over_max_length": sum(length > data.max_length for length in lengths)}
     return report
@@ -76,6 +77,7 @@ def show_rows(data: DataSettings, *, stage: str, model: str, count: int) -> Iter
     kinds = STAGE_KINDS[stage]
     rows = scan_rows(data.model_copy(update={"rows": count}), seed=0, kinds=kinds).rows
     require_kind(rows, kinds, stage)
+    rows = after_examples(rows, data, seed=0, kinds=kinds)
     tokenizer = _tokenizer(model)
     render = _renderer(stage, tokenizer)
     for row in islice(rows, count):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from posttrain.evals.stats import holm
-from posttrain.reports.contrasts import ALPHA
+from posttrain.evals.verdicts import ALPHA
 from posttrain.reports.numbers import plain_p
 from posttrain.reports.part import Finding, Tone
 

@@ -5,16 +5,16 @@ Floor 5: pure; knows neither files nor tables. Evaluations that were not scored 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evals.stats import Interval, holm, paired_difference, paired_p, smallest_detectable_difference
+from posttrain.evals.verdicts import Verdict, verdict
 from posttrain.reports.inputs import Evaluation, Inputs, Model
 from posttrain.reports.numbers import Scale, plain_difference, plain_p, scale_of
 
-ALPHA = 0.05
 ALIKE = {  # what must agree before scores are compared, and how a message calls it
     "task": "task",
     "task_version": "task version",
@@ -24,8 +24,6 @@ ALIKE = {  # what must agree before scores are compared, and how a message calls
     "sampling": "sampling",
     "scorer": "scorer",
 }
-
-Verdict = Literal["better", "worse", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ def compare_groups(
     raw = [contrast(*(_named(groups[task], name) for name in pair), tests=len(places)) for task, pair in places]
     adjusted = holm([item.p_value for item in raw])
     found = {
-        place: replace(item, adjusted_p=p, verdict=_verdict(item.difference, p))
+        place: replace(item, adjusted_p=p, verdict=verdict(item.difference, p))
         for place, item, p in zip(places, raw, adjusted, strict=True)
     }
     return {
@@ -251,7 +249,7 @@ def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Con
         interval=paired.interval,
         p_value=p_value,
         adjusted_p=p_value,
-        verdict=_verdict(paired.mean, p_value),
+        verdict=verdict(paired.mean, p_value),
         smallest_detectable=smallest_detectable_difference(paired.std, len(a), tests=tests),
         fixed=fixed,
         regressed=regressed,
@@ -261,12 +259,6 @@ def contrast(reference: Evaluation, model: Evaluation, *, tests: int = 1) -> Con
 def _moved(a: np.ndarray, b: np.ndarray, line: float | None) -> int:
     """Return how many values rose from below the line to it; without one, how many rose."""
     return int((b > a).sum() if line is None else ((a < line) & (b >= line)).sum())
-
-
-def _verdict(difference: float, p_value: float) -> Verdict:
-    if p_value >= ALPHA or difference == 0:
-        return "cannot tell"
-    return "better" if difference > 0 else "worse"
 
 
 def _notices(evaluations: Sequence[Evaluation], baseline: str) -> Iterator[str]:

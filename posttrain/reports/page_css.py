@@ -100,7 +100,7 @@ td small { display: block; color: var(--muted); font-size: 0.9em; font-weight: 4
 .marks { display: inline; margin: 0; padding: 0; list-style: none; font-size: 0.78rem; color: var(--muted); }
 .marks li { display: inline-block; border: 1px solid var(--muted); border-radius: 99px; padding: 0 0.6em;
   margin: 0 0.3em 0.2em 0; }
-.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0.7rem 1.4rem;
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0.7rem 1.4rem;
   margin-top: 0.6rem; }
 .text { min-width: 0; }
 .text.asked { grid-column: 1 / -1; }
@@ -133,7 +133,7 @@ details:not([open]) .less, details[open] .more, details[open] .start { display: 
   @page { size: A4; margin: 14mm 13mm; }
   body { font-size: 9.5pt; }
   .page { display: block; max-width: none; padding: 0; }
-  nav { display: none; }
+  nav, .less { display: none; }
   header { padding-top: 0; }
   section { padding-top: 1.1rem; }
   section + section { margin-top: 0.9rem; }

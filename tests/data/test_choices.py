@@ -133,7 +133,7 @@ def test_choices_are_read_only_where_they_are_wanted(tmp_path: Path) -> None:
 
 
 def test_a_style_of_prompts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'no prompt style "boxed" of choices\. Styles: letters, cloze'):
+    with pytest.raises(ConfigError, match=r'no prompt style "boxed" of choices\. Styles: letters, letters_chat, cloze'):
         load([OWN], tmp_path, prompt_style="boxed")
     plain = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "1 + 1 ="}])
     with pytest.raises(ConfigError, match=r'no prompt style "cloze"\. Styles: r1_zero'):
@@ -160,6 +160,27 @@ def test_prompt_and_continuation_are_tokenized_as_one_text(tmp_path: Path, chatm
         assert chatml.decode(branch.ids) == f" {choice}"  # the space belongs to the continuation
     joined = [list(chatml(choice, add_special_tokens=False)["input_ids"]) for choice in choices]
     assert [list(branch.ids) for branch in tree.branches] != joined  # a space alone would be another token
+
+
+def test_a_chat_asks_in_a_users_turn_and_the_reply_starts_with_the_letter(
+    tmp_path: Path, llama3: PreTrainedTokenizerFast
+) -> None:
+    (row,) = load([OWN], tmp_path, prompt_style="letters_chat")
+    content = "Which is a fruit?\nA. Stone\nB. Pear\nAnswer:"
+    assert row.prompt == ({"role": "user", "content": content},)
+    tree = render_choices(row, llama3)
+    text = llama3.apply_chat_template(list(row.prompt), tokenize=False, add_generation_prompt=True)
+    for branch, letter in zip(tree.branches, "AB", strict=True):
+        whole = llama3(f"{text}{letter}", add_special_tokens=False)["input_ids"]
+        assert [*tree.prompt_ids, *branch.ids] == whole
+        assert llama3.decode(branch.ids) == letter
+    assert tree.prompt_ids.count(llama3.bos_token_id) == 1  # the template's own
+
+
+def test_a_chat_needs_a_template(tmp_path: Path, sentencepiece: PreTrainedTokenizerFast) -> None:
+    (row,) = load([OWN], tmp_path, prompt_style="letters_chat")
+    with pytest.raises(DataError, match="no chat template"):
+        render_choices(row, sentencepiece)
 
 
 def test_a_space_that_a_tokenizer_puts_before_each_text_is_not_in_the_continuation(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.fewshot import few_shot_prompt
+from posttrain.data.fewshot import example_settings, few_shot_prompt
 from posttrain.data.prompts import R1_ZERO_PREAMBLE
 from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows
@@ -103,7 +103,7 @@ def test_a_source_without_examples_is_refused(gsm8k: str, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"examples from the split train, which .*test\.jsonl does not have"):
         load(str(tmp_path / "test.jsonl"), num_fewshot=1)
     with pytest.raises(ConfigError, match="the split train, which math500 does not have"):
-        load_rows(DataSettings(source="math500", split="test", num_fewshot=1), seed=0)
+        example_settings(DataSettings(source="math500", split="test", num_fewshot=1))
     with pytest.raises(DataError, match="num_fewshot = 7, and 6 rows with a solution") as caught:
         load(gsm8k, num_fewshot=7)
     assert caught.value.fix == "--data.num_fewshot 6"
@@ -147,6 +147,17 @@ def test_mmlu_takes_the_first_of_its_subject(tmp_path: Path) -> None:
     assert law.columns["continuations"] == (" A", " B", " C", " D")
     with pytest.raises(DataError, match="num_fewshot = 6, and 5 rows"):
         load(str(tmp_path), source="mmlu", num_fewshot=6)
+
+
+def test_choices_in_a_chat_have_their_examples_as_turns(tmp_path: Path) -> None:
+    for split, count in {"train": 2, "test": 1}.items():
+        rows = [{"question": f"{split} {i}?", "choices": ["x", "y"], "answer": 1} for i in range(count)]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    data = DataSettings(source=str(tmp_path), split="test", prompt_style="letters_chat", num_fewshot=1)
+    (asked,) = load_rows(data, seed=0, kinds=("choices",))
+    assert isinstance(asked.prompt, tuple)
+    assert [turn["role"] for turn in asked.prompt] == ["user", "assistant", "user"]
+    assert (asked.prompt[1]["content"], asked.columns["continuations"]) == ("B", ("A", "B"))
 
 
 def test_arc_examples_end_in_the_text_of_the_answer(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Simulated evaluations whose truth is known: how often intervals hold it, and how often claims are false.
 
-`python -m tests.evals.simulate_statistics` prints both as Markdown tables, in some minutes; `test_simulations.py` runs
-a smaller part. Problems differ in difficulty, and models share them.
+`python -m tests.evals.simulate_statistics [part of a name]` prints both as Markdown tables, in some minutes;
+`test_simulations.py` runs a smaller part. Problems differ in difficulty, and models share them.
 """
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from posttrain.evals.diversity import Diversity, mode_collapse
-from posttrain.evals.length_slopes import length_slopes
+from posttrain.evals.length_slopes import _least_squares, _theil_sen
 from posttrain.evals.stats import (
     Interval,
     accuracy_interval,
@@ -181,23 +182,18 @@ def rewarded(rng: Rng, problems: int, samples: int) -> tuple[np.ndarray, np.ndar
     """Return scores that rise by 0.5 per 100 tokens, differ by prompt, and spread more where answers are long."""
     prompts = np.repeat(np.arange(problems), samples)
     lengths = 100 * np.exp(0.3 * rng.normal(size=problems)[prompts] + 0.3 * rng.normal(size=len(prompts)))
-    noise = 0.7 * rng.normal(size=problems)[prompts] + np.where(lengths > 100, 1.5, 1) * rng.normal(size=len(prompts))
+    noise = 1.5 * rng.normal(size=problems)[prompts] + np.where(lengths > 100, 1.5, 1) * rng.normal(size=len(prompts))
     return 0.5 * lengths / 100 + noise, lengths, prompts
 
 
-def overall_slopes(rng: Rng, problems: int, samples: int) -> tuple[Interval, Interval]:
-    found = length_slopes(*rewarded(rng, problems, samples))
-    assert found.least_squares is not None
-    assert found.theil_sen is not None
-    return found.least_squares.interval, found.theil_sen.interval
-
-
 def slope_by_least_squares(rng: Rng, problems: int, samples: int) -> bool:
-    return holds(overall_slopes(rng, problems, samples)[0], 0.5)
+    y, lengths, prompts = rewarded(rng, problems, samples)
+    return holds(_least_squares(y, lengths / 100, prompts).interval, 0.5)
 
 
 def slope_by_theil_sen(rng: Rng, problems: int, samples: int) -> bool:
-    return holds(overall_slopes(rng, problems, samples)[1], 0.5)
+    y, lengths, prompts = rewarded(rng, problems, samples)
+    return holds(_theil_sen(y, lengths / 100, prompts).interval, 0.5)
 
 
 def slope_ignoring_prompts(rng: Rng, problems: int, samples: int) -> bool:
@@ -229,7 +225,7 @@ INTERVALS: dict[str, Case] = {
     "first shown wins": Case(first_shown, (1, 2)),
     "win rate at equal length": Case(win_rate_at_equal_length),
     "Cohen's kappa": Case(kappa, (1,)),
-    "slope on length, least squares": Case(slope_by_least_squares, (4,), (50,), 500),
+    "slope on length, least squares": Case(slope_by_least_squares, (4,), (50, 200), 1000),
     "slope on length, Theil-Sen": Case(slope_by_theil_sen, (4,), (50,), 500),
 }
 CONTROLS: dict[str, Case] = {
@@ -259,11 +255,11 @@ class Measured(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What training did to a model; gold's and proxy's gains in standard deviations among problems, length's a share."""
+    """What training did to a model; gains of gold and proxy are in standard deviations among problems."""
 
     gold: float = 0.0
     proxy: float = 0.0
-    length: float = 0.0
+    length: float = 0.0  # share of the length before
 
 
 def measure(rng: Rng, skill: np.ndarray, change: Change) -> Measured:
@@ -351,20 +347,26 @@ def verdicts_without_difference(
     return float(np.mean(told))
 
 
-def main() -> None:
+VERDICTS = [
+    *(("better or worse: no difference", problems, 1, SIMULATIONS) for problems in PROBLEMS),
+    ("better or worse, 4 samples, 200 simulations: no difference", 50, 4, 200),
+]
+
+
+def main(part: str = "") -> None:
     print("| 95% interval of | problems | samples | coverage |\n|---|---|---|---|")
-    for name, case in {**INTERVALS, **CONTROLS}.items():
+    for name, case in {name: case for name, case in {**INTERVALS, **CONTROLS}.items() if part in name}.items():
         for problems in case.problems:
             for samples in case.samples:
                 share = coverage(name, case, problems, samples, case.simulations)
                 print(f"| {name} | {problems} | {samples} | {share:.1%} |", flush=True)
     print(f"\n| claim about any of {MODELS} models, and the truth | problems | claimed |\n|---|---|---|")
-    for problems in PROBLEMS:
-        share = verdicts_without_difference(problems, 1, SIMULATIONS)
-        print(f"| better or worse: no difference | {problems} | {share:.1%} |", flush=True)
-    share = verdicts_without_difference(50, 4, SIMULATIONS // 10)
-    print(f"| better or worse, 4 samples: no difference ({SIMULATIONS // 10} simulations) | 50 | {share:.1%} |")
-    for name, (claim, change) in {**FALSE_CLAIMS, **TRUE_CLAIMS}.items():
+    for name, problems, samples, simulations in VERDICTS:
+        if part in name:
+            share = verdicts_without_difference(problems, samples, simulations)
+            print(f"| {name} | {problems} | {share:.1%} |", flush=True)
+    claims = {name: claim for name, claim in {**FALSE_CLAIMS, **TRUE_CLAIMS}.items() if part in name}
+    for name, (claim, change) in claims.items():
         truly = ", true" if name in TRUE_CLAIMS else ""
         for problems in PROBLEMS:
             share = claimed(name, claim, change, problems, SIMULATIONS)
@@ -372,4 +374,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

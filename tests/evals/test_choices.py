@@ -307,7 +307,9 @@ def test_settings_of_sampling_are_refused(settings: EvalSettings, changes: dict[
 
 
 def test_a_style_of_another_kind_of_task_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"prompt style boxed is not for task mmlu; styles: letters, cloze"):
+    with pytest.raises(
+        ConfigError, match=r"prompt style boxed is not for task mmlu; styles: letters, letters_chat, cloze"
+    ):
         check_settings(EvalSettings(task="mmlu", data=DataSettings(prompt_style="boxed")))
     with pytest.raises(ConfigError, match=r"prompt style letters is not for task gsm8k; styles: r1_zero"):
         check_settings(EvalSettings(task="gsm8k", data=DataSettings(prompt_style="letters")))

@@ -87,11 +87,27 @@ def test_instructions_are_summarised_by_hand() -> None:
     assert results["prompt_level_loose_acc,none"] == pytest.approx(2 / 3)
     assert results["inst_level_strict_acc,none"] == pytest.approx(3 / 6)
     assert results["inst_level_loose_acc,none"] == pytest.approx(5 / 6)
-    assert found["instructions"]["by_kind"]["length_constraints:exact_words"] == {
-        "instructions": 3, "strict": pytest.approx(2 / 3), "loose": 1.0,
-    }  # fmt: skip
+    exact = found["instructions"]["subsets"]["instruction"]["length_constraints:exact_words"]
+    assert (exact["problems"], exact["mean"], exact["loose"]) == (3, pytest.approx(2 / 3), 1.0)
+    assert 0 < exact["low"] < exact["mean"] < exact["high"] < 1
     assert found["instructions"]["prompt_level_strict_acc"]["low"] > 0
     assert summarise_instructions(rows[-1:]) == {}
+
+
+def test_a_kind_named_twice_in_a_row_counts_once() -> None:
+    columns = {
+        "instruction_id_list": ["keywords:frequency", "keywords:frequency"],
+        "kwargs": [{"keyword": word, "frequency": 1, "relation": "at least"} for word in ("war", "peace")],
+    }
+    rows = [
+        {"problem_id": name, "sample": 0, **instruction_verdicts(columns, text)}
+        for name, text in {"a": "war", "b": "war and peace"}.items()
+    ]
+    found = summarise_instructions(rows)["instructions"]
+    assert found["inst_level_strict_acc"] == 0.75
+    kind = found["subsets"]["instruction"]["keywords:frequency"]
+    assert (kind["problems"], kind["mean"]) == (2, 0.5)
+    assert 0 < kind["low"] < kind["high"] < 1
 
 
 def test_wins_against_references_by_hand() -> None:

@@ -41,7 +41,7 @@ def test_one_vote_is_the_accuracy_and_all_votes_are_one_election() -> None:
 def test_no_answer_votes_for_nothing() -> None:
     assert majority_accuracy([None, None, None, "7"], {"7"}, 4) == 1.0
     assert majority_accuracy([None, None], {"7"}, 2) == 0.0
-    assert majority_accuracy([None, None], {None}, 2) == 0.0  # type: ignore[arg-type]
+    assert majority_accuracy([None, None], {None}, 2) == 0.0
 
 
 def test_a_vote_of_independent_samples_is_estimated_without_bias() -> None:

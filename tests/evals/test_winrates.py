@@ -180,12 +180,20 @@ def test_agreement_is_statsmodels_kappa() -> None:
     judge, human = ["A", "A", "B", "tie", "B", "A"], ["A", "B", "B", "tie", "B", "tie"]
     found = agreement(judge, human)
     table = np.array([[1, 1, 1], [0, 2, 0], [0, 0, 1]])  # of A, B, tie
-    expected = cohens_kappa(table)
+    expected, around = cohens_kappa(table), cohens_kappa(table + 2 / 9)
     assert found.items == 6
     assert found.accuracy.rate == pytest.approx(4 / 6)
     assert found.kappa == pytest.approx(expected.kappa)
     assert found.kappa_interval is not None
-    assert found.kappa_interval == pytest.approx((expected.kappa_low, min(1, expected.kappa_upp)))
+    assert found.kappa_interval == pytest.approx((around.kappa_low, min(1, around.kappa_upp)))
+
+
+def test_full_agreement_on_few_items_leaves_doubt() -> None:
+    found = agreement(["A", "B"] * 5, ["A", "B"] * 5)
+    assert found.kappa == pytest.approx(1.0)
+    assert found.kappa_interval is not None
+    assert found.kappa_interval.low < 0.75
+    assert found.kappa_interval.high == 1.0
 
 
 @pytest.mark.parametrize("labels", [["A"] * 9, ["A"] * 6 + ["B"] * 3])

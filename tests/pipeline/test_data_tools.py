@@ -83,6 +83,19 @@ def test_show_marks_what_is_trained(tmp_path: Path) -> None:
     assert any(line.startswith("  column answer:") for line in prompts)
 
 
+def test_few_shot_examples_are_shown_and_measured(tmp_path: Path) -> None:
+    for split, numbers in {"train": range(4), "test": range(4, 6)}.items():
+        rows = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in numbers]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    data = DataSettings(source="gsm8k", path=str(tmp_path), split="test")
+    few = data.model_copy(update={"num_fewshot": 2})
+    plain, longer = (check_rows(each, stage="grpo", model="nano") for each in (data, few))
+    assert plain["usable"] == longer["usable"] == 2
+    assert longer["tokens"]["shortest"] > plain["tokens"]["longest"]
+    shown = "\n".join(show_rows(few, stage="grpo", model="nano", count=1))
+    assert shown.count("+ 1?") == 4  # two examples, the question, and its column
+
+
 def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, GOOD, BROKEN)
     assert call("data", "check", path, "--stage", "dpo") == 3

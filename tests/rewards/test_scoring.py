@@ -9,7 +9,7 @@ import torch
 from posttrain.data.rows import Row
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.records import Completion, Prompt, StopReason
-from posttrain.rewards import GOLD_REWARDS, REWARDS
+from posttrain.rewards import GOLD_REWARDS, REWARDS, ROW_COLUMNS
 from posttrain.rewards.scoring import require_gold, score
 
 PROMPTS = [
@@ -122,9 +122,12 @@ def test_rows_without_gold_are_named_with_what_they_have() -> None:
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_the_rewards_that_need_gold_are_known(name: str) -> None:
+def test_the_rewards_that_need_columns_are_known(name: str) -> None:
     if name in GOLD_REWARDS:
         with pytest.raises(RewardError, match="grading needs a column"):
+            REWARDS[name](["2 + 2 ="], ["4"])
+    elif name in ROW_COLUMNS:
+        with pytest.raises(RewardError, match="this reward needs a column"):
             REWARDS[name](["2 + 2 ="], ["4"])
     else:
         assert len(REWARDS[name](["2 + 2 ="], ["4"])) == 1

@@ -13,7 +13,8 @@ from posttrain.evals.bias import SMALL, UNIT, Slope, number_of_each, within_slop
 from posttrain.evals.diversity import Diversity, diversity, mean_diversity, mode_collapse
 from posttrain.evals.length_slopes import LengthSlopes, OverallSlope, length_slopes
 from posttrain.evals.samples import REWARD, REWARDS
-from posttrain.evals.stats import Interval, mean_interval, share_interval
+from posttrain.evals.stats import Interval, mean_interval, paired_difference, share_interval
+from posttrain.evals.tasks import GIVEN
 from posttrain.evals.verdicts import only_longer
 from posttrain.records import StopReason
 from posttrain.reports.claims import Claim, adjust
@@ -21,7 +22,7 @@ from posttrain.reports.figures.lengths import Cloud, Lengths, length_densities, 
 from posttrain.reports.inputs import Evaluation, Inputs
 from posttrain.reports.numbers import plain_interval, plain_score, scale_of
 from posttrain.reports.paired import Sample, problem_means, side_by_side
-from posttrain.reports.part import Figure, Part
+from posttrain.reports.part import Figure, Part, Tone
 from posttrain.reports.tables import Cell, Table
 
 KEY, TITLE = "lengths", "Length and diversity"
@@ -89,10 +90,11 @@ def lengths_part(inputs: Inputs) -> Part:
 
 
 def sampled_evaluations(inputs: Inputs, task: str) -> dict[str, Evaluation]:
-    """Return the evaluations of a task whose completions differ in length; those of multiple choice do not."""
+    """Return the evaluations of a task whose completions were sampled, unlike choices, and differ in length."""
     found = {model.name: model.evaluations[task] for model in inputs.models if task in model.evaluations}
+    sampled = all(evaluation.summary["kind"] not in GIVEN for evaluation in found.values())
     lengths = {sample["num_tokens"] for evaluation in found.values() for sample in evaluation.samples}
-    return found if len(lengths) > 1 else {}
+    return found if sampled and len(lengths) > 1 else {}
 
 
 def proxy_column(evaluations: Sequence[Evaluation]) -> str:
@@ -173,9 +175,9 @@ def _changes(
             continue
         before = evaluations[baseline]
         scores = side_by_side(before.means(), after.means())
+        samples = int(after.summary["num_samples"]) if scale_of((before, after)) == "share" else None
         lengths = side_by_side(*(problem_means(each.samples, _tokens) for each in (before, after)))
         if len(scores[0]) and len(lengths[0]):
-            samples = int(after.summary["num_samples"]) if scale_of((before, after)) == "share" else None
             claim = only_longer(scores, lengths, samples=samples, within=_slope_of_score(after))
             yield Claim("warning", f"{task}: {name} beside {baseline}: {claim.holds or claim.open}", claim.p)
         shared = sorted(told[baseline].diversity.keys() & told[name].diversity.keys())
@@ -183,7 +185,9 @@ def _changes(
             collapse = mode_collapse(
                 *([told[model].diversity[problem] for problem in shared] for model in (baseline, name))
             )
-            yield Claim("warning", f"{task}: {name} beside {baseline}: {collapse.holds}", collapse.p)
+            better = len(scores[0]) > 1 and paired_difference(*scores, samples=samples).interval.low > 0
+            tone: Tone = "note" if better else "warning"  # answers that are right are alike
+            yield Claim(tone, f"{task}: {name} beside {baseline}: {collapse.holds}", collapse.p)
 
 
 def _slope_of_score(evaluation: Evaluation) -> Slope | None:

@@ -92,6 +92,13 @@ def test_samples_that_became_alike_are_named_where_both_were_sampled_alike() -> 
     assert not [text for text in texts(unlike) if "less diverse" in text]
 
 
+@pytest.mark.parametrize(("able", "tone"), [(0.5, "warning"), (0.9, "note")])
+def test_a_loss_of_variety_is_a_warning_only_where_nothing_was_gained(able: float, tone: str) -> None:
+    before, after = answered("base", samples=4), answered("flat", able=able, samples=4, variety=2)
+    part = lengths_part(inputs(model("base", before), model("flat", after)))
+    assert [finding.tone for finding in part.findings if "less diverse" in finding.text] == [tone]
+
+
 def test_the_reward_is_what_every_model_has_or_else_the_score() -> None:
     paid, plain = answered("paid", love_of_length=0.0), answered("plain")
     assert proxy_column([paid]) == "reward"
@@ -119,5 +126,6 @@ def test_scores_without_grades_have_slopes_and_no_densities() -> None:
 
 
 def test_answers_by_likelihood_have_no_length() -> None:
-    part = lengths_part(inputs(model("x", evaluation("x", [sample(f"p{i}", tokens=0) for i in range(3)]))))
-    assert "posttrain eval" in part.absent
+    rows = [sample(f"p{i}", tokens=1 + i) for i in range(3)]
+    assert "posttrain eval" in lengths_part(inputs(model("x", evaluation("x", rows, kind="choices")))).absent
+    assert not lengths_part(inputs(model("x", evaluation("x", rows)))).absent
