@@ -17,7 +17,7 @@ from posttrain.evals.distance import sequence_kl
 from posttrain.evals.samples import REWARD, Row, by_problem, mean_with_interval
 from posttrain.evals.stats import CONFIDENCE, mean_interval
 
-FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of d: what beta takes, times d
+FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of d: what beta is multiplied by, beside d
     "best_of_n": lambda d: d,
     "rl": np.log,
 }
@@ -46,7 +46,9 @@ def frontier(policies: Mapping[int, Sequence[Row]], *, gold: str) -> dict[str, A
 
     Step 0 is the start, and its samples give best-of-n. The samples have the columns of an evaluation with rewards and
     a reference; the proxy is their reward, and `gold` is the column of the true score. Of the prompts those count
-    whose every sample has both, under every policy. Raises DataError where there is none.
+    whose every sample has both, under every policy; means come with 95% intervals over prompts. `points` are the
+    policies, `best_of_n` its n, `fits` the coefficients of FORMS, and the rest is what `course` finds. Raises DataError
+    where no prompt is left.
     """
     steps = sorted(policies)
     prompts = sorted(set.intersection(*(_whole_prompts(policies[step], gold) for step in steps)))
