@@ -31,7 +31,7 @@ from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings, EvalSettings
 
-PROBLEMS_PER_STEP = 256  # what an interruption can lose
+SAMPLES_PER_STEP = 512  # what a kill can lose; twice what the engine decodes side by side
 SAMPLES_FILE, SUMMARY_FILE = "samples.parquet", "summary.json"
 
 
@@ -71,7 +71,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     require_kind(rows, ROW_KINDS[task.kind], "eval")
     scorer = kind.identity(task, settings)
     with kind.answers(task, settings, rows, run) as problems:
-        batches = [problems.ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(problems.ids), PROBLEMS_PER_STEP)]
+        size = problems_per_step(settings.num_samples)
+        batches = [problems.ids[i : i + size] for i in range(0, len(problems.ids), size)]
         for step in run.steps(len(batches)):
             try:
                 samples = problems.answer(batches[step - 1])
@@ -110,6 +111,11 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
     run.event("evaluated", "\n".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
     run.finish(summary)
+
+
+def problems_per_step(num_samples: int) -> int:
+    """Return how many problems are answered, and kept, at a time."""
+    return max(1, SAMPLES_PER_STEP // num_samples)
 
 
 def progress(samples: Sequence[Sample]) -> dict[str, float]:

@@ -236,7 +236,7 @@ def test_a_judge_is_asked_once_for_each_answer_over_a_stop(
 ) -> None:
     server = serve(lambda body, number: (200, said(json.dumps({"score": len(str(body)) % 11})), {}))
     settings = make_settings("prompts", [{"prompt": f"{place} + 1 ="} for place in range(5)], **judged(server))
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 2)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 2)
     whole, whole_summary = run_evaluation(tmp_path / "whole", settings)
     tried, asked = 2, 5
     assert len(server.requests) == tried + asked
