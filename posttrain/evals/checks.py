@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from posttrain.data.choices import CHOICE_STYLES
 from posttrain.data.prompts import PROMPT_STYLES
 from posttrain.errors import ConfigError
-from posttrain.evals.tasks import Task, find_task, task_data
+from posttrain.evals.tasks import GIVEN, Task, find_task, task_data
 from posttrain.rewards import JUDGE
 from posttrain.rewards.checks import group_problems, judge_problems, reward_problems
 from posttrain.settings import EvalSettings, FrontierSettings, SamplingSettings, TaskSettings
@@ -30,8 +30,8 @@ def evaluation_problems(settings: EvalSettings) -> Iterator[Problem]:
         yield "task", error
         return
     yield from style_problems(task, settings)
-    if task.kind == "choices":
-        yield from choice_problems(task, settings)
+    if task.kind in GIVEN:
+        yield from unsampled_problems(task, settings)
     if task.kind == "scored":
         yield from score_problems(task, settings)
     elif settings.score_reference:
@@ -49,12 +49,13 @@ def style_problems(task: Task, settings: TaskSettings) -> Iterator[Problem]:
         yield "data.prompt_style", ConfigError(message, fix=f"--data.prompt_style {wanted[0]}")
 
 
-def choice_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
-    """Yield the settings of sampled completions, which a task of choices has none of."""
-    for name in ("sampling", "num_samples", "rewards", "strict_profile", "reference"):
+def unsampled_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
+    """Yield the settings of sampled completions, which a task whose answers are given has none of."""
+    names = ["sampling", "num_samples", "rewards", "strict_profile"]
+    for name in [*names, "reference"] if task.kind == "choices" else names:
         if getattr(settings, name) != EvalSettings.model_fields[name].get_default():
             message = (
-                f"{name} has no meaning for task {task.name}: choices are compared by log-prob, nothing is sampled"
+                f"{name} has no meaning for task {task.name}: its answers are compared by log-prob, none is sampled"
             )
             yield name, ConfigError(message, fix=f"remove {name}, or name another task: --task gsm8k")
 
@@ -78,15 +79,15 @@ def score_problems(task: Task, settings: EvalSettings) -> Iterator[Problem]:
             yield "num_samples", ConfigError(message, fix="--num_samples 1")
 
 
-def check_judge_calls(settings: EvalSettings, problems: int) -> None:
+def check_judge_calls(settings: TaskSettings, problems: int) -> None:
     """Raise ConfigError where the judge's budget is too small for so many problems; the rows are read by then."""
     for _, error in judge_problems(settings, prompts=problems, group=_group(settings)):
         raise error
 
 
-def _group(settings: EvalSettings) -> int:
+def _group(settings: TaskSettings) -> int:
     """Return how many completions of a prompt are scored together."""
-    return settings.num_samples + settings.score_reference
+    return settings.num_samples + (isinstance(settings, EvalSettings) and settings.score_reference)
 
 
 def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
@@ -107,9 +108,12 @@ def frontier_problems(settings: FrontierSettings) -> Iterator[Problem]:
         yield "task", error
         return
     yield from style_problems(task, settings)
-    if task.kind == "choices":
-        message = f"task {task.name} compares choices by log-prob, and a frontier needs samples"
+    if task.kind in GIVEN:
+        message = f"task {task.name} compares given answers by log-prob, and a frontier needs samples"
         yield "task", ConfigError(message, fix="--task gsm8k")
+    if JUDGE in settings.rewards and settings.reward_options.judge.mode == "pairwise":
+        message = "a pairwise judge compares a policy's samples with one another: their mean is a half for any policy"
+        yield "reward_options.judge.mode", ConfigError(message, fix="--reward_options.judge.mode pointwise")
     if task.kind == "scored" and task.score is None and settings.gold is None:
         message = f"task {task.name} has no score but the rewards, and gold names none of them as the true one"
         yield "gold", ConfigError(message, fix=f"--gold {next(iter(settings.rewards), 'NAME')}")

@@ -17,20 +17,21 @@ from posttrain.data.named import used_style
 from posttrain.data.rows import Row as DataRow
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import Interrupted
-from posttrain.evals import choices, mathematics, scored
+from posttrain.evals import choices, mathematics, preferences, scored
 from posttrain.evals.checks import check_settings
 from posttrain.evals.choices import choice_answers
 from posttrain.evals.distance import distance_lines, summarise_distance
+from posttrain.evals.preferences import preference_answers
 from posttrain.evals.sampled import sampled_answers, scores_of
 from posttrain.evals.samples import Answers, Row, Sample, subset_lines, summarise
-from posttrain.evals.tasks import ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
+from posttrain.evals.tasks import GIVEN, ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
 from posttrain.rewards.math_answers import GRADER_VERSION
 from posttrain.runs import durable
 from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings, EvalSettings
 
-PROBLEMS_PER_STEP = 256  # what an interruption can lose
+SAMPLES_PER_STEP = 512  # what a kill can lose; twice what the engine decodes side by side
 SAMPLES_FILE, SUMMARY_FILE = "samples.parquet", "summary.json"
 
 
@@ -41,12 +42,21 @@ class KindOfTask:
     answers: Callable[[Task, EvalSettings, Sequence[DataRow], StageRun], AbstractContextManager[Answers]]
     summarise: Callable[[Sequence[Row]], dict[str, Any]]
     headline: Callable[[Mapping[str, Any]], str]
+    identity: Callable[[Task, EvalSettings], dict[str, Any] | None] = lambda task, settings: (
+        None
+    )  # beside task and form
 
 
 KINDS: dict[Kind, KindOfTask] = {
     "mathematics": KindOfTask(sampled_answers, mathematics.summarise_grades, mathematics.headline),
-    "scored": KindOfTask(sampled_answers, scored.summarise_scores, scored.headline),
+    "scored": KindOfTask(sampled_answers, scored.summarise_scores, scored.headline, scored.score_identity),
     "choices": KindOfTask(choice_answers, choices.summarise_choices, choices.headline),
+    "preferences": KindOfTask(
+        preference_answers,
+        preferences.summarise_preferences,
+        preferences.headline,
+        preferences.score_identity,
+    ),
 }
 
 
@@ -59,9 +69,10 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     kind = KINDS[task.kind]
     rows = load_rows(data, seed=settings.seed, kinds=ROW_KINDS[task.kind])
     require_kind(rows, ROW_KINDS[task.kind], "eval")
-    scorer = scored.score_identity(task, settings) if task.kind == "scored" else None
+    scorer = kind.identity(task, settings)
     with kind.answers(task, settings, rows, run) as problems:
-        batches = [problems.ids[i : i + PROBLEMS_PER_STEP] for i in range(0, len(problems.ids), PROBLEMS_PER_STEP)]
+        size = problems_per_step(settings.num_samples)
+        batches = [problems.ids[i : i + size] for i in range(0, len(problems.ids), size)]
         for step in run.steps(len(batches)):
             try:
                 samples = problems.answer(batches[step - 1])
@@ -71,6 +82,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
             run.log(step, progress(samples), rollouts=[sample.row() for sample in samples])
             run.save(step, lambda: ({}, {}))
     found = _read_samples(run.path, len(batches))
+    given = task.kind in GIVEN
     summary = {
         "task": task.name,
         "task_version": task.version,
@@ -80,11 +92,11 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
         "scorer": scorer,
         **summarise(found),
         **kind.summarise(found),
-        **({} if settings.reference is None else summarise_distance(found, settings.sampling)),
+        **({} if settings.reference is None or given else summarise_distance(found, settings.sampling)),
         "reference": settings.reference,
         "dropped_rows": problems.dropped,
         "scores": scores_of(task, settings),
-        "sampling": {} if task.kind == "choices" else settings.sampling.model_dump(mode="json"),
+        "sampling": {} if given else settings.sampling.model_dump(mode="json"),
         "seed": settings.seed,
         "num_fewshot": data.num_fewshot,
         "template_hash": _template_hash(rows, data, problems.chat_template),
@@ -99,6 +111,11 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
     run.event("evaluated", "\n".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
     run.finish(summary)
+
+
+def problems_per_step(num_samples: int) -> int:
+    """Return how many problems are answered, and kept, at a time."""
+    return max(1, SAMPLES_PER_STEP // num_samples)
 
 
 def progress(samples: Sequence[Sample]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Floor 4, pure: "Instruction-Following Evaluation for Large Language Models" (Zho
 section 2.2; the accuracies bear the names that lm-evaluation-harness gives them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,45 +30,43 @@ def instruction_verdicts(columns: Mapping[str, Any], text: str) -> dict[str, lis
 def summarise_instructions(rows: Sequence[Row]) -> dict[str, Any]:
     """Return `instructions`, the four accuracies and the subsets by kind, and the former as the harness's `results`.
 
-    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself, and
-    so it does in the subsets, whose score is the strict verdict. {} where no row names instructions.
+    By prompt a sample counts as 1 where all its instructions are followed; by instruction each counts by itself.
+    {} where no row names instructions.
     """
     asked = [row for row in rows if row.get("instructions")]
     if not asked:
         return {}
     whole = {f"prompt_level_{grade}_acc": column for grade, column in GRADES.items()}
     prompts = [{**row, **{name: float(all(row[column])) for name, column in whole.items()}} for row in asked]
-    single = [each for row in asked for each in _one_by_one(row)]
     by_prompt = {name: mean_with_interval(prompts, name) for name in whole}
-    by_instruction = {f"inst_level_{grade}_acc": _share(single, grade) for grade in GRADES}
+    by_instruction = {
+        f"inst_level_{grade}_acc": float(np.mean([followed for row in asked for followed in row[column]]))
+        for grade, column in GRADES.items()
+    }
     results = [metric(name, prompts) for name in by_prompt]
     results.append({f"{name},none": value for name, value in by_instruction.items()})
     return {
-        "instructions": {**by_prompt, **by_instruction, "subsets": {"instruction": _by_kind(single)}},
+        "instructions": {**by_prompt, **by_instruction, "subsets": {"instruction": _by_kind(asked)}},
         "results": {name: value for each in results for name, value in each.items()},
     }
 
 
-def _one_by_one(row: Row) -> Iterator[Row]:
-    """Yield a sample's instructions, each as a row of its own."""
-    for name, *verdicts in zip(row["instructions"], *(row[column] for column in GRADES.values()), strict=True):
-        grades = dict(zip(GRADES, map(float, verdicts), strict=True))
-        yield {"problem_id": row["problem_id"], "sample": row["sample"], "instruction": name, **grades}
+def _by_kind(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the strict share of each kind as a subset, with the loose one; a sample's instructions of it count once.
 
-
-def _by_kind(single: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    That is where all of them are followed, so that an interval is one of outcomes of 0 and 1.
+    """
     kinds: dict[str, list[Row]] = {}
-    for row in sorted(single, key=lambda row: row["instruction"]):
-        kinds.setdefault(row["instruction"], []).append(row)
+    for row in rows:
+        for kind in dict.fromkeys(row["instructions"]):
+            places = [place for place, name in enumerate(row["instructions"]) if name == kind]
+            grades = {grade: float(all(row[column][place] for place in places)) for grade, column in GRADES.items()}
+            kinds.setdefault(kind, []).append({**row, **grades})
     return {
         kind: {
-            "problems": len({row["problem_id"] for row in rows}),
-            **mean_with_interval(rows, "strict"),
-            "loose": _share(rows, "loose"),
+            "problems": len({row["problem_id"] for row in kinds[kind]}),
+            **mean_with_interval(kinds[kind], "strict"),
+            "loose": mean_with_interval(kinds[kind], "loose")["mean"],
         }
-        for kind, rows in kinds.items()
+        for kind in sorted(kinds)
     }
-
-
-def _share(rows: Sequence[Row], grade: str) -> float:
-    return float(np.mean([row[grade] for row in rows]))

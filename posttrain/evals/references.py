@@ -54,6 +54,10 @@ class ReferenceModel:
             TokenTree(prompt.ids, tuple(Branch(one.ids, (1,) * len(one.ids)) for one in group))
             for prompt, group in zip(prompts, completions, strict=True)
         ]
+        return self.of_trees(trees, max_tokens=max_tokens)
+
+    def of_trees(self, trees: Sequence[TokenTree], *, max_tokens: int = MAX_TOKENS) -> list[Distance]:
+        """Return the distance of every branch, tree by tree in one flat list."""
         logprobs, entropies = sums_and_entropies(self._evaluated, trees, max_tokens)
         ref_logprobs = logprobs
         if self._own is not self._evaluated:

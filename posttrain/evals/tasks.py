@@ -23,13 +23,15 @@ STRICT_PROFILES: dict[str, Profile] = {
     "chat": "boxed",
 }
 
-# Graded against a gold answer; a number without one; the likeliest of given answers.
-Kind = Literal["mathematics", "scored", "choices"]
+# Graded against a gold answer; a number without one; the likeliest of given answers; the likelier of a pair.
+Kind = Literal["mathematics", "scored", "choices", "preferences"]
+GIVEN: tuple[Kind, ...] = ("choices", "preferences")  # the answers come with the problems: nothing is sampled
 PROMPT_KINDS: tuple[RowKind, ...] = ("prompt", "prompt_completion", "preference")
 ROW_KINDS: dict[Kind, tuple[RowKind, ...]] = {
     "mathematics": PROMPT_KINDS,
     "scored": PROMPT_KINDS,
     "choices": ("choices",),
+    "preferences": ("preference",),
 }
 
 
@@ -54,6 +56,7 @@ TASKS: dict[str, Task] = {
     "arc_easy": Task("arc_easy", "1", "arc_easy", "choices", "acc_norm"),
     "arc_challenge": Task("arc_challenge", "1", "arc_challenge", "choices", "acc_norm"),
     "choices": Task("choices", "1", "", "choices", "acc_norm"),  # the user's own; of letters acc_norm is acc
+    "preferences": Task("preferences", "1", "", "preferences"),  # held-out pairs, the user's own or a named source's
     "prompts": Task("prompts", "1", "", "scored"),  # the user's own, scored by rewards
     "ifeval": Task("ifeval", "1", "ifeval", "scored", "follows_every_instruction"),
     "instructions": Task("instructions", "1", "instructions", "scored", "follows_every_instruction"),

@@ -17,8 +17,8 @@ import posttrain
 from posttrain.config import with_value
 from posttrain.data.sources import load_rows
 from posttrain.errors import PosttrainError
-from posttrain.evals.evaluate import PROBLEMS_PER_STEP
-from posttrain.evals.tasks import ROW_KINDS, find_task
+from posttrain.evals.evaluate import problems_per_step
+from posttrain.evals.tasks import GIVEN, ROW_KINDS, find_task
 from posttrain.models.files import locate
 from posttrain.pipeline.inputs import data_of
 from posttrain.pipeline.machine import Machine, measure_machine
@@ -48,7 +48,7 @@ class Shape:
 
     size: str  # dotted key of its rows, prompts or documents
     samples: str | None = None  # key of the completions of each prompt
-    largest: int | None = None  # of `size`, where the stage cuts its rows into steps by itself
+    largest: Callable[[int], int] | None = None  # of `size`, by `samples`, where the stage makes its own steps
     smallest: int = 1  # of `size`
 
 
@@ -59,7 +59,7 @@ SHAPES = {
     "dpo": Shape("rows_per_step", smallest=2),  # kto compares each row with another
     "grpo": Shape("prompts_per_step", samples="num_generations"),
     "ppo": Shape("prompts_per_step", samples="num_generations"),
-    "eval": Shape("data.rows", samples="num_samples", largest=PROBLEMS_PER_STEP),
+    "eval": Shape("data.rows", samples="num_samples", largest=problems_per_step),
 }
 
 
@@ -193,7 +193,7 @@ def bench_stage(stage: Stage, model: ModelSettings, machine: Machine) -> StageBe
     if stage.init_from and not Path(model.name_or_path).match(f"*/{stage.init_from}/artifact"):
         notes.append(f"measured on {model.name_or_path}: {stage.init_from} has not run")
     rows = _rows_of_steps(settings, shape)
-    size = full = min(rows, shape.largest or rows) if shape else 1
+    size = full = min(rows, _largest_step(settings, shape) or rows) if shape else 1
     resized = settings
     if shape:
         few = with_value(settings, "data.rows", min(_value(settings, "data.rows") or PROBE_ROWS, PROBE_ROWS))
@@ -318,6 +318,13 @@ def _rows_of_steps(settings: ModelStageSettings, shape: Shape | None) -> int:
     return len(load_rows(data, seed=settings.seed, kinds=kinds))
 
 
+def _largest_step(settings: Any, shape: Shape) -> int | None:
+    """Return the most rows of a step, where the stage cuts its rows into steps by itself."""
+    if shape.largest is None:
+        return None
+    return shape.largest(int(_value(settings, shape.samples)) if shape.samples else 1)
+
+
 def _value(settings: Any, dotted: str) -> Any:
     """Return one value of the settings; None where they have no such key."""
     for name in dotted.split("."):
@@ -327,7 +334,7 @@ def _value(settings: Any, dotted: str) -> Any:
 
 def _max_length(settings: Settings) -> int:
     """Return the token limit of completions; 0 for a stage that samples none."""
-    if isinstance(settings, EvalSettings) and find_task(settings.task).kind == "choices":
+    if isinstance(settings, EvalSettings) and find_task(settings.task).kind in GIVEN:
         return 0
     return _value(settings, "sampling.max_completion_length") or 0
 

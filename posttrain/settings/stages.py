@@ -266,8 +266,6 @@ class TaskSettings(ScoredStageSettings):
     data: DataSettings = DataSettings(split="test")
     rewards: dict[str, float] = {}
     """Rewards that score the completions too, beside the task's own grade, and their weights."""
-    score_reference: bool = False
-    """Score the answers that come with the prompts (completion, or AlpacaEval's output) too, and count wins."""
     num_samples: Count = 1
     """Completions of each problem (n); with n > 1, pass@k is reported for k up to n."""
     strict_profile: Literal["r1_zero", "boxed", "gsm8k"] | None = None
@@ -278,6 +276,8 @@ class EvalSettings(TaskSettings):
     """Have a model answer a task's held-out problems, and say how well it did."""
 
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    score_reference: bool = False
+    """Score the answers that come with the prompts (completion, or AlpacaEval's output) too, and count wins."""
     reference: str | None = None
     """Model to measure the KL to: a directory, a name, or an earlier stage of the recipe; None measures none."""
 

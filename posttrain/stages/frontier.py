@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain.data.sources import load_rows, require_kind
 from posttrain.engines import Interrupted
-from posttrain.evals.checks import check_settings
+from posttrain.evals.checks import check_judge_calls, check_settings
 from posttrain.evals.evaluate import progress
 from posttrain.evals.frontier import START, frontier, sentence
 from posttrain.evals.sampled import model_answers, task_rewards
@@ -38,6 +38,7 @@ def frontier_stage(settings: FrontierSettings, run: StageRun) -> None:
     policies |= {step: str(path) for step, path in kept_policies(Path(settings.policies)).items()}
     rows = load_rows(data, seed=settings.seed, kinds=ROW_KINDS[task.kind])
     require_kind(rows, ROW_KINDS[task.kind], "frontier")
+    check_judge_calls(settings, len(rows) * len(policies))
     with task_rewards(task, settings, rows, run) as functions:
         for step in run.steps(len(policies)):
             model = settings.model.model_copy(update={"name_or_path": list(policies.values())[step - 1]})
@@ -50,16 +51,17 @@ def frontier_stage(settings: FrontierSettings, run: StageRun) -> None:
             run.log(step, progress(samples), rollouts=[sample.row() for sample in samples])
             run.save(step, lambda: ({}, {}))
     files = [run.path / "rollouts" / f"step-{step:08d}.parquet" for step in range(1, len(policies) + 1)]
+    gold = settings.gold or task.score
     found = {
         "task": task.name,
         "task_version": task.version,
         "grader_version": GRADER_VERSION,
         "policies": policies,
         "proxy": settings.rewards,
-        "gold": settings.gold or task.score or task.name,
+        "gold": gold or task.name,
         **frontier(
             dict(zip(policies, map(read_rollouts, files), strict=True)),
-            gold="score" if settings.gold is None else f"{REWARDS}{settings.gold}",
+            gold="score" if gold is None else f"{REWARDS}{gold}",
         ),
         "seed": settings.seed,
     }

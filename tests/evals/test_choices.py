@@ -253,7 +253,7 @@ class StopAt(NoDisplay):
 def test_a_stopped_evaluation_resumes_with_equal_results(
     settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: StopAt, saved: int
 ) -> None:
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 3)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 3)
     whole = run_stage(tmp_path / "whole", settings)
     with stop_on_signals(), pytest.raises(Stopped, match=f"saved up to step {saved}"):
         run_stage(tmp_path / "parts", settings, display)
@@ -264,7 +264,7 @@ def test_batch_and_budget_change_no_verdict(
     settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = run_stage(tmp_path / "whole", settings)
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 1)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 1)
     monkeypatch.setattr(choices_module, "FORWARD_TOKENS", 16)
     single, _ = run_stage(tmp_path / "single", settings)
     for one, other in zip(whole, single, strict=True):

@@ -244,7 +244,7 @@ def test_an_interrupted_stage_resumes_with_the_same_samples(
 ) -> None:
     with open_run(tmp_path / "whole", settings) as run:
         evaluate(settings, run)
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 2)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 4)
     with (
         stop_on_signals(),
         pytest.raises(Stopped),
@@ -281,7 +281,7 @@ class StopWhileGenerating(NoDisplay):
 def test_a_stop_while_generating_keeps_the_finished_batches(
     settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 2)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 4)
     with (
         stop_on_signals(),
         pytest.raises(Stopped, match="saved up to step 1"),

@@ -94,6 +94,22 @@ def test_instructions_are_summarised_by_hand() -> None:
     assert summarise_instructions(rows[-1:]) == {}
 
 
+def test_a_kind_named_twice_in_a_row_counts_once() -> None:
+    columns = {
+        "instruction_id_list": ["keywords:frequency", "keywords:frequency"],
+        "kwargs": [{"keyword": word, "frequency": 1, "relation": "at least"} for word in ("war", "peace")],
+    }
+    rows = [
+        {"problem_id": name, "sample": 0, **instruction_verdicts(columns, text)}
+        for name, text in {"a": "war", "b": "war and peace"}.items()
+    ]
+    found = summarise_instructions(rows)["instructions"]
+    assert found["inst_level_strict_acc"] == 0.75
+    kind = found["subsets"]["instruction"]["keywords:frequency"]
+    assert (kind["problems"], kind["mean"]) == (2, 0.5)
+    assert 0 < kind["low"] < kind["high"] < 1
+
+
 def test_wins_against_references_by_hand() -> None:
     pairs = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (2.0, 1.0), (None, 1.0)]
     rows = [
@@ -220,7 +236,7 @@ def test_a_judge_is_asked_once_for_each_answer_over_a_stop(
 ) -> None:
     server = serve(lambda body, number: (200, said(json.dumps({"score": len(str(body)) % 11})), {}))
     settings = make_settings("prompts", [{"prompt": f"{place} + 1 ="} for place in range(5)], **judged(server))
-    monkeypatch.setattr(evaluation, "PROBLEMS_PER_STEP", 2)
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_STEP", 2)
     whole, whole_summary = run_evaluation(tmp_path / "whole", settings)
     tried, asked = 2, 5
     assert len(server.requests) == tried + asked

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.evals.tasks import GIVEN
 from posttrain.reports.figures.labels import duration, number
 from posttrain.reports.figures.shares import cost_bars
 from posttrain.reports.inputs import Course, Inputs
@@ -106,7 +107,7 @@ def generated_tokens(course: Course) -> int | None:
         a_step = settings["prompts_per_step"] * settings["num_generations"]
         return round(sum(a_step * row["completions/mean_length"] for row in course.rows))
     summary = course.result.get("summary", {})
-    if "mean_length" in summary and summary.get("kind") != "choices":  # those are read, not sampled
+    if "mean_length" in summary and summary.get("kind") not in GIVEN:  # those are read, not sampled
         return round(summary["mean_length"] * summary["problems"] * summary["num_samples"])
     return None
 

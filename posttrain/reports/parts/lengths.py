@@ -14,6 +14,7 @@ from posttrain.evals.diversity import Diversity, diversity, mean_diversity, mode
 from posttrain.evals.length_slopes import LengthSlopes, OverallSlope, length_slopes
 from posttrain.evals.samples import REWARD, REWARDS
 from posttrain.evals.stats import Interval, mean_interval, paired_difference, share_interval
+from posttrain.evals.tasks import GIVEN
 from posttrain.evals.verdicts import only_longer
 from posttrain.records import StopReason
 from posttrain.reports.claims import Claim, adjust
@@ -91,7 +92,7 @@ def lengths_part(inputs: Inputs) -> Part:
 def sampled_evaluations(inputs: Inputs, task: str) -> dict[str, Evaluation]:
     """Return the evaluations of a task whose completions were sampled, unlike choices, and differ in length."""
     found = {model.name: model.evaluations[task] for model in inputs.models if task in model.evaluations}
-    sampled = all(evaluation.summary["kind"] != "choices" for evaluation in found.values())
+    sampled = all(evaluation.summary["kind"] not in GIVEN for evaluation in found.values())
     lengths = {sample["num_tokens"] for evaluation in found.values() for sample in evaluation.samples}
     return found if sampled and len(lengths) > 1 else {}
 
