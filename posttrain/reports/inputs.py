@@ -129,7 +129,7 @@ def load_evaluation(name: str, path: Path) -> Evaluation:
         samples = read_rollouts(directory / SAMPLES_FILE)
     except FileNotFoundError as error:
         raise DataError(f"{name} is no finished evaluation: {error.filename} is missing", fix=fix) from None
-    if "score" not in summary or not all("score" in sample for sample in samples[:1]):
+    if not {"score", "kind"} <= summary.keys() or not all("score" in sample for sample in samples[:1]):
         raise DataError(f"{name} was evaluated by an older version: its samples have no score", fix=fix)
     return Evaluation(name, summary, samples, path, _read_json(path / SETTINGS))
 

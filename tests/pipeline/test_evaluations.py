@@ -62,7 +62,14 @@ def evaluation(name: str, right: int) -> Evaluation:
         )
         for i in range(20)
     ]  # fmt: skip
-    alike = {"task": "nano", "task_version": "1", "grader_version": "1", "strict_profile": "boxed", "sampling": {}}
+    alike = {
+        "task": "nano",
+        "kind": "mathematics",
+        "task_version": "1",
+        "grader_version": "1",
+        "strict_profile": "boxed",
+        "sampling": {},
+    }
     rows = [sample.row() for sample in samples]
     summary = summarise(rows) | summarise_grades(rows) | alike | {"data_fingerprint": "d", "seed": 0}
     return Evaluation(name, summary, rows)
