@@ -7,16 +7,17 @@ likes of an answer is the slope within prompts (`bias`). Where the two differ, p
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from posttrain.evals.bias import MIN_PROMPTS, UNIT, Slope, within_slopes
-from posttrain.evals.stats import Interval, bootstrap_interval
+from posttrain.evals.stats import CONFIDENCE, Interval, bootstrap_interval
 
 RESAMPLES = 999
 MAX_PAIRS = 50_000  # of completions, for Theil-Sen; all of them up to 316 completions
 
 
 class OverallSlope(NamedTuple):
-    """How much more an outcome is for 100 tokens more, and its 95% interval (bootstrap over prompts)."""
+    """How much more an outcome is for 100 tokens more, and its 95% interval over prompts."""
 
     slope: float
     interval: Interval
@@ -33,31 +34,43 @@ class LengthSlopes(NamedTuple):
 def length_slopes(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> LengthSlopes:
     """Return the slopes of scores (N,) on lengths in tokens (N,) of completions of prompts (N,).
 
-    The overall ones are None below MIN_PROMPTS prompts or where all lengths are the same. So is Theil-Sen's of grades
-    of 0 and 1: most pairs have equal ones, and the median is 0 whatever the slope.
+    The overall ones are None below MIN_PROMPTS prompts, and where at most one of them has lengths beside the most
+    common one. So is Theil-Sen's of grades of 0 and 1: most pairs have equal ones, and the median is 0 whatever the
+    slope.
     """
     hundreds = lengths / UNIT
     within = within_slopes(scores, [hundreds], prompts)[0]
     numbers, group = np.unique(prompts, return_inverse=True)
-    if len(numbers) < MIN_PROMPTS or np.ptp(lengths) == 0:
+    values, counts = np.unique(lengths, return_counts=True)
+    uncommon = group[lengths != values[counts.argmax()]]
+    if len(numbers) < MIN_PROMPTS or len(np.unique(uncommon)) < 2:
         return LengthSlopes(None, None, within)
     by_medians = None if np.isin(scores, (0, 1)).all() else _theil_sen(scores, hundreds, group)
     return LengthSlopes(_least_squares(scores, hundreds, group), by_medians, within)
 
 
 def _least_squares(y: np.ndarray, x: np.ndarray, group: np.ndarray) -> OverallSlope:
+    """Return the slope of a straight line, with the jackknife over prompts, as within prompts.
+
+    At 50 prompts it covers 95%, the BCa bootstrap over prompts 92 to 94%.
+    """
     x, y = x - x.mean(), y - y.mean()
-    sums = np.stack([np.bincount(group, each) for each in (np.ones_like(x), x, y, x * x, x * y)], axis=1)  # (P, 5)
+    sums = np.stack([np.bincount(group, each) for each in (np.ones_like(x), x, y, x * x, x * y)])  # (5, P)
+    prompts, all_of_them = sums.shape[1], sums.sum(axis=1, keepdims=True)
+    slope = float(_slope(all_of_them)[0])
+    squares = ((_slope(all_of_them - sums) - slope) ** 2).sum()
+    half = float(special.stdtrit(prompts - 1, (1 + CONFIDENCE) / 2) * np.sqrt((prompts - 1) / prompts * squares))
+    return OverallSlope(slope, Interval(slope - half, slope + half))
 
-    def slope(drawn: np.ndarray) -> np.ndarray:
-        n, of_x, of_y, of_xx, of_xy = np.moveaxis(sums[drawn].sum(axis=-2), -1, 0)
-        return (of_xy - of_x * of_y / n) / (of_xx - of_x**2 / n)
 
-    return OverallSlope(float(slope(np.arange(len(sums)))), bootstrap_interval(slope, len(sums), resamples=RESAMPLES))
+def _slope(sums: np.ndarray) -> np.ndarray:
+    """Return the slopes of sets of completions from their numbers and sums of x, y, x*x and x*y, (5, S)."""
+    n, of_x, of_y, of_xx, of_xy = sums
+    return (of_xy - of_x * of_y / n) / (of_xx - of_x**2 / n)
 
 
 def _theil_sen(y: np.ndarray, x: np.ndarray, group: np.ndarray) -> OverallSlope:
-    """Return the median slope of pairs of completions (Theil 1950, Sen 1968).
+    """Return the median slope of pairs of completions (Theil 1950, Sen 1968), with the bootstrap over prompts.
 
     A resample of prompts weighs a pair by how often both its prompts were drawn: its weighted median is what
     `scipy.stats.theilslopes` finds in the resampled completions, without computing a slope again. Of more than

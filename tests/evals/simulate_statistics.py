@@ -225,7 +225,7 @@ INTERVALS: dict[str, Case] = {
     "first shown wins": Case(first_shown, (1, 2)),
     "win rate at equal length": Case(win_rate_at_equal_length),
     "Cohen's kappa": Case(kappa, (1,)),
-    "slope on length, least squares": Case(slope_by_least_squares, (4,), (50, 200), 1000),
+    "slope on length, least squares": Case(slope_by_least_squares, (4,)),
     "slope on length, Theil-Sen": Case(slope_by_theil_sen, (4,), (50,), 500),
 }
 CONTROLS: dict[str, Case] = {

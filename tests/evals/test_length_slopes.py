@@ -1,5 +1,7 @@
 """Slopes over all completions against scipy, and beside the one within prompts."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -37,23 +39,28 @@ def test_slopes_are_scipys_per_100_tokens() -> None:
     assert all(each.interval.low < each.slope < each.interval.high for each in (least_squares, theil_sen))
 
 
-@pytest.mark.parametrize("name", ["_least_squares", "_theil_sen"])
-def test_a_resample_of_prompts_is_scipys_slope_of_its_completions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_of_least_squares_leaves_each_prompt_out() -> None:
+    scores, lengths, prompts = rewarded(12, 3)
+    least_squares, _ = overall(length_slopes(scores, lengths, prompts))
+    left = [stats.linregress(lengths[prompts != prompt] / 100, scores[prompts != prompt]).slope for prompt in range(12)]
+    error = np.sqrt(11 / 12 * ((np.array(left) - least_squares.slope) ** 2).sum())
+    half = stats.t.ppf(0.975, 11) * error
+    assert least_squares.interval == pytest.approx((least_squares.slope - half, least_squares.slope + half))
+
+
+def test_a_resample_of_prompts_has_scipys_theil_sen_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, lengths, prompts = rewarded(12, 3)
     drawn = np.random.default_rng(1).integers(0, 12, (5, 12))
-    seen = []
+    seen: list[np.ndarray] = []
 
-    def spy(statistic, problems, *, resamples):
+    def spy(statistic: Callable[[np.ndarray], np.ndarray], problems: int, *, resamples: int) -> None:
         seen.append(statistic(drawn))
-        return
 
     monkeypatch.setattr(module, "bootstrap_interval", spy)
-    getattr(module, name)(scores, lengths / 100, prompts)
+    length_slopes(scores, lengths, prompts)
     for row, found in zip(drawn, seen[0], strict=True):
         inside = np.concatenate([np.flatnonzero(prompts == prompt) for prompt in row])
-        x, y = lengths[inside] / 100, scores[inside]
-        expected = stats.linregress(x, y) if name == "_least_squares" else stats.theilslopes(y, x)
-        assert found == pytest.approx(expected.slope)
+        assert found == pytest.approx(stats.theilslopes(scores[inside], lengths[inside] / 100).slope)
 
 
 def test_hard_prompts_with_long_answers_make_a_slope_that_no_answer_has() -> None:
@@ -91,5 +98,6 @@ def test_of_many_completions_pairs_are_drawn(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_lengths_or_prompts_there_is_no_slope() -> None:
     scores, lengths, prompts = rewarded()
     assert length_slopes(scores, np.full(120, 50), prompts) == (None, None, None)
+    assert length_slopes(scores, np.where(prompts == 3, lengths, 50), prompts) == (None, None, None)
     few = prompts < MIN_PROMPTS - 1
     assert length_slopes(scores[few], lengths[few], prompts[few]) == (None, None, None)

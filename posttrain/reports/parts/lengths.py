@@ -262,7 +262,7 @@ def _slope_table(task: str, reward: str, told: Sequence[Told]) -> Table:
         f"{reward} for {UNIT} tokens more, on {task}, with 95% intervals",
         ("model", "least squares", "Theil-Sen", "within prompts"),
         rows,
-        "intervals by the bootstrap over prompts; within prompts by the jackknife",
+        "intervals over prompts: of Theil-Sen's slope by the bootstrap, of the others by the jackknife",
     )
 
 
