@@ -66,7 +66,7 @@ def check_dpo(found: dict[str, Any]) -> None:
     assert all(found["series"](f"rewards/{name}")[0] == 0 for name in ("margins", "accuracies"))
     assert found["series"]("rewards/margins")[-1] > 0
     baseline, model = found["comparison"].models
-    assert (baseline.name, model.name) == ("SFT", "DPO")
+    assert (baseline.name, model.name) == ("sft", "dpo")
     assert model.against_baseline.interval.low <= model.against_baseline.difference
     assert model.summary["problems"] == len(found["groups"]["all"]) == 40
     assert found["sizes"]["4 bits"] < 0.6

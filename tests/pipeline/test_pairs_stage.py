@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,14 +108,21 @@ def test_a_recipe_learns_from_its_own_samples(tmp_path: Path) -> None:
     assert f"{len(rows)} rows read" in "\n".join(preview(recipe, tmp_path / "runs"))
 
 
+def result_of(directory: Path) -> dict[str, Any]:
+    """The result of the pairs stage, less what the machine had to say."""
+    result = json.loads((directory / "pairs/result.json").read_text())
+    del result["peak_memory_bytes"]
+    return result
+
+
 def test_a_stage_killed_between_artifact_and_result_ends_the_same(tmp_path: Path) -> None:
     recipe = load(tmp_path, RECIPE[: RECIPE.index("[stage.dpo]")])
     directory = run_recipe(recipe, tmp_path / "runs", display=NoDisplay())
-    whole = (directory / "pairs/result.json").read_bytes()
+    whole = result_of(directory)
     (directory / "pairs/result.json").unlink()
     run_recipe(recipe, tmp_path / "runs", display=NoDisplay())
-    assert (directory / "pairs/result.json").read_bytes() == whole
+    assert result_of(directory) == whole
     shutil.rmtree(directory / "pairs/artifact")
     (directory / "pairs/result.json").unlink()
     run_recipe(recipe, tmp_path / "runs", display=NoDisplay())
-    assert (directory / "pairs/result.json").read_bytes() == whole
+    assert result_of(directory) == whole

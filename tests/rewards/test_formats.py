@@ -1,6 +1,7 @@
 """Rewards for form: what counts as the form, at its edges."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from posttrain.rewards.functions import built_in_rewards
 from posttrain.settings import RewardOptions
 from posttrain.settings.rewards import FormatJsonOptions, FormatRegexOptions, LongerThanOptions
 
+OF_ROWS = {"instruction_id_list": [["punctuation:no_comma"]], "kwargs": [[{}]]}
+OF_ROWS |= {"should_refuse": [False], "accepted_answers": [["4"]]}  # what some rewards read of each row
 ALL = built_in_rewards(RewardOptions.model_validate({"format_regex": {"pattern": ".*"}}), 64)
 
 
@@ -25,18 +28,20 @@ def test_every_table_of_options_has_its_reward() -> None:
 def test_every_built_in_takes_empty_texts_messages_and_rows_without_gold(name: str) -> None:
     completions = ["", [{"role": "assistant", "content": ""}], "x"]
     columns = {"answer": ["4", "4", None], "completion_ids": [[], [2], [5, 2]], "options": ["A", "B", "C"]}
+    columns |= {column: values * 3 for column, values in OF_ROWS.items()}
     found = ALL[name](prompts=["2 + 2"] * 3, completions=completions, **columns)
     assert len(found) == 3
     assert found[0] == found[1] or name in ("length_control", "cosine_length", "length_band")
     assert (found[2] is None) == (name in GOLD_REWARDS)
     assert all(value is None or isinstance(value, float) for value in found)
-    assert ALL[name](prompts=[], completions=[], answer=[], completion_ids=[]) == []
+    nothing: dict[str, list[Any]] = {column: [] for column in columns}
+    assert ALL[name](prompts=[], completions=[], **nothing) == []
 
 
 @given(st.text())
 def test_no_text_raises_or_leaves_the_range(text: str) -> None:
     for name, function in ALL.items():
-        (value,) = function(prompts=["p"], completions=[text], answer=["4"], completion_ids=[[1]])
+        (value,) = function(prompts=["p"], completions=[text], answer=["4"], completion_ids=[[1]], **OF_ROWS)
         assert value is not None, name
         assert -1.0 <= value <= 1.9, name
 

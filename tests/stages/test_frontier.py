@@ -174,7 +174,7 @@ def test_a_reward_normalised_in_its_group_is_summed_as_it_is(
         ({"sampling": SamplingSettings(top_p=0.9)}, ConfigError, r"sampling.top_p = 0.9\n  fix: --sampling.top_p 1.0"),
         ({"sampling": SamplingSettings(temperature=0.7)}, ConfigError, "sampling.temperature = 0.7"),
         ({"task": "prompts", "data": DataSettings(source="x.jsonl")}, ConfigError, "gold names none of them"),
-        ({"task": "mmlu"}, ConfigError, "compares choices by log-prob, and a frontier needs samples"),
+        ({"task": "mmlu"}, ConfigError, "compares given answers by log-prob, and a frontier needs samples"),
         ({"policies": "nowhere"}, DataError, "nowhere keeps no policies"),
     ],
 )

@@ -44,7 +44,8 @@ class Cost:
     generated_tokens_a_second: float | None
     update_tokens: int | None
     update_tokens_a_second: float | None
-    peak_memory: int | None
+    peak_memory: int | None  # bytes resident, of the last attempt
+    accelerator_memory: int | None  # bytes on a device; None where it had none
 
 
 def cost_part(inputs: Inputs) -> Part:
@@ -85,7 +86,8 @@ def cost_of(course: Course, name: str) -> Cost:
         generated_tokens_a_second=_rate(generated, _phase(course, "generate")),
         update_tokens=updated,
         update_tokens_a_second=_rate(updated, _phase(course, "update")),
-        peak_memory=course.result.get("peak_memory_bytes"),
+        peak_memory=course.result.get("peak_memory_bytes", {}).get("resident"),
+        accelerator_memory=course.result.get("peak_memory_bytes", {}).get("accelerator") or None,
     )
 
 
@@ -166,8 +168,15 @@ def _row(cost: Cost, *, redone: bool) -> tuple[Cell, ...]:
         Cell(cost.completions_a_step) if cost.completions_a_step else NONE,
         _tokens(cost.generated_tokens, cost.generated_tokens_a_second),
         _tokens(cost.update_tokens, cost.update_tokens_a_second),
-        NONE if cost.peak_memory is None else Cell(f"{cost.peak_memory / 2**30:.2f} GiB"),
+        _memory(cost),
     )
+
+
+def _memory(cost: Cost) -> Cell:
+    if cost.peak_memory is None:
+        return NONE
+    device = f"{cost.accelerator_memory / 2**30:.2f} GiB on the device" if cost.accelerator_memory else ""
+    return Cell(f"{cost.peak_memory / 2**30:.2f} GiB", device)
 
 
 def _tokens(count: int | None, a_second: float | None) -> Cell:

@@ -47,7 +47,12 @@ def test_steps_done_again_are_counted_and_their_time_too(tmp_path: Path) -> None
 def test_tokens_and_speeds_follow_from_the_steps(tmp_path: Path) -> None:
     rows = [policy_row(1, 10.0), policy_row(2, 20.0)]
     course = write_stage(
-        tmp_path / "grpo", "grpo", POLICY, rows=rows, events=opened(0.0), result={"peak_memory_bytes": 3 * 2**30}
+        tmp_path / "grpo",
+        "grpo",
+        POLICY,
+        rows=rows,
+        events=opened(0.0),
+        result={"peak_memory_bytes": {"resident": 3 * 2**30, "accelerator": 0}},
     )
     cost = cost_of(course, "grpo")
     assert cost.completions_a_step == "4 x 2"
