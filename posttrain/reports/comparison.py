@@ -39,6 +39,11 @@ def compare(
     if baseline not in evaluations:
         raise ConfigError(f"the baseline {baseline} is none of {', '.join(evaluations)}")
     inputs = read_inputs(evaluations, baseline)
+    if len(inputs.models) < 2:
+        raise ConfigError(
+            f"{', '.join(evaluations)} are all of one model, {inputs.baseline}: there is nothing to compare it with",
+            fix="posttrain compare RUN/BASE_EVALUATION RUN/OTHER_EVALUATION",
+        )
     found = compare_tasks(inputs, allow_mismatch=allow_mismatch)
     write_report(build_report(inputs, found), out_dir)
     durable.write_json(out_dir / COMPARISON_FILE, {task: asdict(comparison) for task, comparison in found.items()})

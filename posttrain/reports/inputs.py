@@ -5,7 +5,7 @@ differ in their seed alone are seeds of one model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read_inputs(evaluations: Mapping[str, Path], baseline: str) -> Inputs:
 
     Raises DataError where one is missing, or was made before samples had a score.
     """
-    found = {name: _find(name, path) for name, path in evaluations.items()}
+    found = _apart({name: _find(name, path) for name, path in evaluations.items()})
     keys = list(dict.fromkeys(item.key for item in found.values()))
     names = _names(keys, found)
     labels = _labels([item.evaluation for item in found.values()])
@@ -114,9 +114,9 @@ def read_inputs(evaluations: Mapping[str, Path], baseline: str) -> Inputs:
             by_task.setdefault(labels[_variant(item.evaluation)], []).append(item)
         courses = {item.seed: item.course for item in own.values() if item.course is not None}
         merged = {label: _merge(names[key], items) for label, items in by_task.items()}
-        starts = [_model_of(course.settings, course.path)[0] for course in courses.values()]
-        start = names.get(starts[0]) if starts else None
-        models.append(Model(names[key], merged, tuple(courses[seed] for seed in sorted(courses)), start))
+        ordered = tuple(courses[seed] for seed in sorted(courses))
+        start = names.get(_start(ordered[0], found.values())) if ordered else None
+        models.append(Model(names[key], merged, ordered, start))
     return Inputs(names[found[baseline].key], tuple(models), tuple(dict.fromkeys(labels.values())))
 
 
@@ -166,6 +166,28 @@ def _find(name: str, path: Path) -> _Found:
     course = None if trained is None else read_course(trained)
     seed = course.seed if course else int(evaluation.settings.get("seed", 0))
     return _Found(evaluation, key or name, seed, course)
+
+
+def _apart(found: Mapping[str, _Found]) -> dict[str, _Found]:
+    """Give runs of equal settings and an equal seed models of their own: other code or data may have made them."""
+    places: dict[tuple[str, int], set[Path]] = {}
+    for item in found.values():
+        if item.course is not None:
+            places.setdefault((item.key, item.seed), set()).add(item.course.path.resolve())
+    twice = {key for (key, _), paths in places.items() if len(paths) > 1}
+    return {
+        name: replace(item, key=f"{item.key} {item.course.path.resolve()}")
+        if item.course is not None and item.key in twice
+        else item
+        for name, item in found.items()
+    }
+
+
+def _start(course: Course, found: Iterable[_Found]) -> str:
+    """Return the key of the model that a course started from."""
+    key, trained = _model_of(course.settings, course.path)
+    of_path = {item.course.path.resolve(): item.key for item in found if item.course is not None}
+    return key if trained is None else of_path.get(trained.resolve(), key)
 
 
 def _model_of(settings: Mapping[str, Any], beside: Path) -> tuple[str, Path | None]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
 from posttrain.evals.mathematics import summarise_grades
 from posttrain.evals.samples import summarise
+from posttrain.reports.comparison import compare
 from posttrain.reports.inputs import Inputs, lineage, load_evaluation, read_course, read_inputs
 from posttrain.runs.rollout_files import write_rollouts
 from tests.reports.parts.made_up import sample
@@ -103,8 +104,21 @@ def test_runs_that_differ_otherwise_are_models_of_their_own(tmp_path: Path) -> N
         "a": run_of(tmp_path / "a", 0, [True, True, False], learning_rate=1e-5),
         "b": run_of(tmp_path / "b", 0, [True, False, False], learning_rate=2e-5),
     })  # fmt: skip
-    assert [model.name for model in found.models] == ["base", "sft", "a/grpo", "b/grpo"]
-    assert found.model("b/grpo").start == "sft"
+    assert [model.name for model in found.models] == ["base", "a/sft", "a/grpo", "b/sft", "b/grpo"]
+    assert found.model("b/grpo").start == "b/sft"
+
+
+def test_runs_of_equal_settings_and_seed_are_models_of_their_own(tmp_path: Path) -> None:
+    """Other code may have made them: that is what a check against regressions compares."""
+    found = read({"a": run_of(tmp_path / "a", 0, [True, True]), "b": run_of(tmp_path / "b", 0, [True, False])})
+    assert [model.name for model in found.models] == ["base", "a/sft", "a/grpo", "b/sft", "b/grpo"]
+    assert found.model("b/grpo").start == "b/sft"
+
+
+def test_one_model_alone_is_not_compared(tmp_path: Path) -> None:
+    paths = {name: evaluation(tmp_path / name / "eval", [True, False]) for name in ("one", "two")}
+    with pytest.raises(ConfigError, match="one, two are all of one model"):
+        compare(paths, "one", tmp_path / "out")
 
 
 def test_two_ways_of_asking_one_task_are_told_apart(tmp_path: Path) -> None:
