@@ -35,7 +35,8 @@ NOTE = (
     "one."
 )
 ABSENT = (
-    "no model here was trained or scored by a reward model: posttrain rm, then --reward_model runs/NAME/rm/artifact"
+    "No model here was trained or scored by a reward model: `posttrain rm`, then "
+    "`--reward_model runs/NAME/rm/artifact --rewards.reward_model 1.0`."
 )
 LATEST = 10  # steps of a reward model's training whose accuracy is shown
 

@@ -25,7 +25,7 @@ NOTE = (
     "count once for each update that they were in; tokens a second are over the time of that phase alone. How the "
     "reward is computed counts as time, and not as tokens."
 )
-ABSENT = "the evaluations came without the runs that made them: give the directories of runs, not of artifacts"
+ABSENT = "The evaluations came without the runs that made them: give the directories of runs, not of artifacts."
 NONE = Cell("-", style="dim")
 
 

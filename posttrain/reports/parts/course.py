@@ -25,7 +25,7 @@ NOTE = (
     "of this page. Before they part there is nothing to see: the test warns of nothing early. A KL is to the policy "
     "that training started from."
 )
-ABSENT = "no model here was trained by a run that is at hand: give directories of runs, posttrain compare runs/NAME"
+ABSENT = "No model here was trained by a run that is at hand: give directories of runs, `posttrain compare runs/NAME`."
 DISTANCES = {  # metric: its panel; the first that a course has
     "kl/token": "KL to the reference, nats a token",
     "kl": "KL to the reference, nats a token",

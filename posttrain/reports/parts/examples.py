@@ -41,7 +41,7 @@ def examples_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Part
         for other in others:
             examples += list(_examples(task, inputs.baseline, before, other))
     if not examples:
-        absent = "no two models answered the same problems: posttrain compare takes evaluations of one task"
+        absent = "No two models answered the same problems: `posttrain compare` takes evaluations of one task."
         return Part("examples", "Completions", absent=absent)
     return Part("examples", "Completions", tables=tuple(tables), examples=tuple(examples), note=NOTE, data=data)
 

@@ -25,7 +25,7 @@ NOTE = (
     "also counts every answer that is right under strict grading. A gain of strict accuracy without one of lenient "
     "accuracy is one of form. An answer in the form counts as kept, right or wrong."
 )
-ABSENT = "no task here is graded against right answers: posttrain eval --task gsm8k"
+ABSENT = "No task here is graded against right answers: `posttrain eval --task gsm8k`."
 SHARE: Scale = "share"
 MEASURES = {  # name: what it is of a sample
     "kept": lambda sample: float(sample["extracted"] is not None),

@@ -33,7 +33,7 @@ NOTE = (
     "answers to one prompt, by their runs of two words; it falls neither with length nor with the number of samples, "
     "as distinct n-grams do."
 )
-ABSENT = "no task here has sampled completions: posttrain eval --task gsm8k"
+ABSENT = "No task here has sampled completions: `posttrain eval --task gsm8k`."
 NONE = Cell("-", style="dim")
 DIVERSITY = {  # measure: how a page calls it, and whether it is a share of completions
     "self_similarity": ("similarity", False),
@@ -259,7 +259,7 @@ def _truncated(sample: Sample) -> bool:
 def _slope_table(task: str, reward: str, told: Sequence[Told]) -> Table:
     rows = tuple((Cell(each.model), *(_slope_cell(slope) for slope in each.slopes)) for each in told)
     return Table(
-        f"{reward} for {UNIT} tokens more, on {task}, with 95% intervals",
+        f"Slope of {reward} for {UNIT} tokens more, on {task}, with 95% intervals",
         ("model", "least squares", "Theil-Sen", "within prompts"),
         rows,
         "intervals over prompts: of Theil-Sen's slope by the bootstrap, of the others by the jackknife",

@@ -29,8 +29,8 @@ NOTE = (
     "already do. A crossing is called only where both ends are shown by paired tests."
 )
 ABSENT = (
-    "no task here was answered several times: posttrain eval --num_samples 8 --sampling.temperature 1.0, for the "
-    "baseline and for each model"
+    "No task here was answered several times: `posttrain eval --num_samples 8 --sampling.temperature 1.0`, for the "
+    "baseline and for each model."
 )
 GOLD = "right"  # every right answer's vote
 TEXT = "="  # before a wrong answer's text, which then is never equal to it

@@ -19,8 +19,8 @@ from posttrain.reports.tables import Cell, Table
 
 TITLE = "Win rates"
 ABSENT = (
-    "no evaluation was scored by a reward model or a judge: `posttrain eval --rewards.reward_model 1.0 "
-    "--reward_model runs/rm/rm/artifact`, or `--rewards.judge 1.0`, compares answers to the same prompts"
+    "No evaluation was scored by a reward model or a judge: `posttrain eval --rewards.reward_model 1.0 "
+    "--reward_model runs/rm/rm/artifact`, or `--rewards.judge 1.0`, compares answers to the same prompts."
 )
 NOTE = (
     "A win is a higher reward for the answer to the same prompt, a tie counts half. At equal length: what the logistic "
