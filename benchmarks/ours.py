@@ -3,7 +3,7 @@
 The stage functions are those of a recipe, with their logs and rollout files; only the loop waits for the parent.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,12 @@ class ComparedEngine(NativeEngine):
         *,
         num_samples: int,
         seeds: Sequence[Sequence[int]],
+        done: MutableMapping[tuple[int, int], Completion] | None = None,
     ) -> list[list[Completion]]:
         """Return the given completions at the first call, sampled ones after it."""
         workload, self._workload = self._workload, None
         if workload is None:
-            return super().generate(prompts, sampling, num_samples=num_samples, seeds=seeds)
+            return super().generate(prompts, sampling, num_samples=num_samples, seeds=seeds, done=done)
         return [[_given(prompt, sample, workload) for sample in range(num_samples)] for prompt in prompts]
 
 

@@ -3,7 +3,7 @@
 Floor 2; importing it loads no engine and no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from posttrain.records import Completion, Prompt
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):
-    """`should_stop` said yes during `generate`: its completions are lost, the engine stays usable."""
+    """`should_stop` said yes during `generate`: what is not in `done` is lost, the engine stays usable."""
 
 
 class Engine(Protocol):
@@ -28,8 +28,12 @@ class Engine(Protocol):
         *,
         num_samples: int,
         seeds: Sequence[Sequence[int]],
+        done: MutableMapping[tuple[int, int], Completion] | None = None,
     ) -> list[list[Completion]]:
         """Return `num_samples` completions of each prompt, in order; `seeds` has a seed for each of them.
+
+        `done` has those that are there already, by place of the prompt and of the sample, which are not made again;
+        each that ends is added to it at once.
 
         A completion depends on its prompt, the sampling settings, its seed and the weights, and on nothing else.
         Raises DataError or ModelError for a request that cannot be served, before anything runs; Interrupted when

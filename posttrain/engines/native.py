@@ -5,7 +5,7 @@ for all live sequences at a time; those that end leave, and waiting ones enter (
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -66,20 +66,22 @@ class NativeEngine:
         *,
         num_samples: int,
         seeds: Sequence[Sequence[int]],
+        done: MutableMapping[tuple[int, int], Completion] | None = None,
     ) -> list[list[Completion]]:
         """Return `num_samples` completions of each prompt; see `engines.Engine.generate`."""
         model = self._open_model()
         _check_request(prompts, sampling, model)
+        completions = {} if done is None else done
         trees: dict[tuple[int, ...], Tree] = {}
         for prompt_index, (prompt, prompt_seeds) in enumerate(zip(prompts, seeds, strict=True)):
             assert len(prompt_seeds) == num_samples, "a seed for each completion"
-            tree = trees.setdefault(prompt.ids, Tree(prompt.ids))
-            tree.waiting.extend(Branch(prompt_index, index, seed) for index, seed in enumerate(prompt_seeds))
+            branches = [Branch(prompt_index, index, seed) for index, seed in enumerate(prompt_seeds)]
+            if waiting := [branch for branch in branches if (prompt_index, branch.sample_index) not in completions]:
+                trees.setdefault(prompt.ids, Tree(prompt.ids)).waiting.extend(waiting)
         endings = Endings(self._policy.tokenizer, self._policy.eos_ids, sampling, model.device)
-        num_rows = min(self._max_sequences, len(prompts) * num_samples)
+        num_rows = max(1, min(self._max_sequences, sum(len(tree.waiting) for tree in trees.values())))
         stack = LayerStack(model) if self._stacks else None  # made anew: it points to the weights of now
         decoding = Decoding(model, stack, list(trees.values()), endings, sampling, num_rows)
-        completions: dict[tuple[int, int], Completion] = {}
         while decoding.unfinished:
             if self._should_stop():
                 raise Interrupted("the engine was asked to stop")

@@ -31,7 +31,7 @@ from posttrain.runs.directory import StageRun
 from posttrain.runs.rollout_files import read_rollouts, write_rollouts
 from posttrain.settings import DataSettings, EvalSettings
 
-SAMPLES_PER_STEP = 512  # what a kill can lose; twice what the engine decodes side by side
+SAMPLES_PER_STEP = 512  # that are scored and kept together; twice what the engine decodes side by side
 SAMPLES_FILE, SUMMARY_FILE = "samples.parquet", "summary.json"
 
 

@@ -12,6 +12,7 @@ from posttrain.data.rows import Row as DataRow
 from posttrain.engines import ENGINES
 from posttrain.evals import mathematics, scored
 from posttrain.evals.checks import check_judge_calls
+from posttrain.evals.journal import JOURNAL, Journal, forget
 from posttrain.evals.references import open_reference
 from posttrain.evals.samples import Answers, Sample
 from posttrain.evals.tasks import Task, used_profile
@@ -86,7 +87,10 @@ def model_answers(
         batch = [prompts[row_id] for row_id in ids]
         seeds = sample_seeds(settings, batch)
         with run.phase("generate"):
-            completions = engine.generate(batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds)
+            done = Journal(run.path / JOURNAL, model.name_or_path, batch)
+            completions = engine.generate(
+                batch, settings.sampling, num_samples=settings.num_samples, seeds=seeds, done=done
+            )
         with run.phase("score"):
             samples = list(judge(batch, completions, task, settings, functions, answered))
         if frozen is None:
@@ -100,6 +104,7 @@ def model_answers(
 
     yield Answers(list(prompts), len(dropped), loaded.tokenizer.chat_template, answer)
     engine.close()
+    forget(run.path / JOURNAL)
 
 
 def scores_of(task: Task, settings: TaskSettings) -> dict[str, float]:

@@ -271,3 +271,23 @@ def test_should_stop_interrupts_and_leaves_the_engine_usable(
         generate(engine, prompts, GREEDY)
     assert asked == 6
     assert generate(engine, prompts, GREEDY) == generate(make_engine(policy), prompts, GREEDY)
+
+
+def test_what_is_done_is_not_made_again_and_what_ends_is_kept_at_once(
+    make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt]
+) -> None:
+    policy = make_policy("llama")
+    sampling = SamplingSettings(max_completion_length=24)
+    seeds = [[10 * place + sample for sample in range(2)] for place in range(len(prompts))]
+    whole = make_engine(policy).generate(prompts, sampling, num_samples=2, seeds=seeds)
+    done: dict[tuple[int, int], Completion] = {}
+    stopping = make_engine(policy, max_sequences=2, should_stop=lambda: len(done) >= 3)
+    with pytest.raises(Interrupted):
+        stopping.generate(prompts, sampling, num_samples=2, seeds=seeds, done=done)
+    assert 3 <= len(done) < 2 * len(prompts)
+    assert all(completion.ids == whole[place][sample].ids for (place, sample), completion in done.items())
+    known = dict(done)
+    rest = make_engine(policy).generate(prompts, sampling, num_samples=2, seeds=seeds, done=done)
+    assert [[one.ids for one in group] for group in rest] == [[one.ids for one in group] for group in whole]
+    assert all(rest[place][sample] is completion for (place, sample), completion in known.items())
+    assert make_engine(policy).generate(prompts, sampling, num_samples=2, seeds=seeds, done=done) == rest

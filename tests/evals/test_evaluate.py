@@ -17,6 +17,7 @@ from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError, Stopped
 from posttrain.evals import evaluate as evaluation
 from posttrain.evals.evaluate import evaluate
+from posttrain.evals.journal import Journal
 from posttrain.evals.mathematics import grade_sample, summarise_grades
 from posttrain.evals.samples import Category, Sample, metric, subset_lines, summarise
 from posttrain.evals.scored import score_sample, summarise_scores
@@ -26,7 +27,7 @@ from posttrain.runs.directory import StageRun
 from posttrain.runs.display import NoDisplay
 from posttrain.runs.rollout_files import read_rollouts
 from posttrain.runs.signals import stop_on_signals
-from posttrain.settings import DataSettings, EvalSettings, ModelSettings, SamplingSettings
+from posttrain.settings import DataSettings, EngineSettings, EvalSettings, ModelSettings, SamplingSettings
 from tests.conftest import call, write_rows
 
 REAL_ROWS = Path(__file__).parents[2].parent / "shared" / "data"
@@ -291,6 +292,33 @@ def test_a_stop_while_generating_keeps_the_finished_batches(
     with open_run(tmp_path / "eval", settings) as run:
         assert run.checkpoint is not None
         assert run.checkpoint.step == 1
+
+
+def test_a_stop_within_a_batch_keeps_every_completion_that_has_ended(
+    settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(tmp_path / "whole", settings) as run:
+        evaluate(settings, run)
+    few = settings.model_copy(update={"engine": EngineSettings(max_sequences=2)})
+    keep, kept = Journal.__setitem__, []
+
+    def stop_after_three(self: Journal, place: tuple[int, int], completion: Completion) -> None:
+        keep(self, place, completion)
+        kept.append(place)
+        if len(kept) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Journal, "__setitem__", stop_after_three)
+    with stop_on_signals(), pytest.raises(Stopped), open_run(tmp_path / "parts", few) as run:
+        evaluate(few, run)
+    assert 3 <= len(kept) < 10
+    assert len((tmp_path / "parts" / "completions.jsonl").read_text().splitlines()) == len(kept)
+    with open_run(tmp_path / "parts", few) as run:
+        evaluate(few, run)
+    assert sorted(kept) == [(problem, sample) for problem in range(5) for sample in range(2)]  # none was made twice
+    assert not (tmp_path / "parts" / "completions.jsonl").exists()
+    (parts, _), (whole, _) = artifact(tmp_path / "parts"), artifact(tmp_path / "whole")
+    assert [row["completion"] for row in parts] == [row["completion"] for row in whole]
 
 
 def test_the_users_strict_profile_is_graded_by(settings: EvalSettings, tmp_path: Path) -> None:

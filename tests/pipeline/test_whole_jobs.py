@@ -147,7 +147,7 @@ def test_math_reasoning_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path:
     comparison = json.loads((tmp_path / "math_reasoning/comparison/comparison.json").read_text())
     assert comparison
     assert len(read_rows(tmp_path / "math_reasoning/sft/metrics.jsonl")) == 3
-    assert (tmp_path / "math_reasoning/comparison/comparison.md").read_text().count("grpo_eval") >= 1
+    assert (tmp_path / "math_reasoning/comparison/report.md").read_text().count("grpo") >= 1
 
 
 def test_rlaif_qwen_nano_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_rlaif_qwen_nano_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path
     assert steps[1]["kl_coef"] < steps[0]["kl_coef"] == 0.2  # the KL is far below its target of 6 nats
     assert all(row["rewards/boxed_answer/mean"] == 0.0 and "rewards/hybrid/mean" in row for row in steps)
     assert (stage / "artifact/critic/value_head.safetensors").is_file()
-    assert (tmp_path / "rlaif_qwen_nano/comparison/comparison.md").is_file()
+    assert (tmp_path / "rlaif_qwen_nano/comparison/report.md").is_file()
 
 
 def test_dpo_qlora_ultrafeedback_recipe_on_a_tiny_qwen2(models: dict[str, str], tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_nano_recipes_at_a_tiny_size(name: str, tmp_path: Path) -> None:
             assert len(read_rows(tmp_path / name / stage.name / "metrics.jsonl")) == 2
         if stage.type == "grpo":
             assert read_rows(tmp_path / name / stage.name / "metrics.jsonl")[0]["kl/engine"] < 1e-3
-    assert (tmp_path / name / "comparison/comparison.md").is_file()
+    assert (tmp_path / name / "comparison/report.md").is_file()
 
 
 def test_preferences_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
