@@ -86,6 +86,7 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
     summary = {
         "task": task.name,
         "task_version": task.version,
+        "source": data.source,
         "kind": task.kind,
         "grader_version": GRADER_VERSION if task.kind == "mathematics" else None,
         "strict_profile": used_profile(task, settings),

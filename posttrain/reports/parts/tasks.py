@@ -13,7 +13,7 @@ from posttrain.evals.verdicts import Claim, settle, suspected_hacking
 from posttrain.reports.contrasts import Comparison
 from posttrain.reports.figures.scores import Score, score_bars
 from posttrain.reports.figures.tasks import TaskScore, task_bars
-from posttrain.reports.inputs import Evaluation, Inputs
+from posttrain.reports.inputs import Evaluation, Inputs, lineage
 from posttrain.reports.numbers import plain_score
 from posttrain.reports.part import Figure, Finding, Part
 
@@ -86,11 +86,11 @@ def group_of(inputs: Inputs, task: str) -> str:
     evaluation = next(model.evaluations[task] for model in inputs.models if task in model.evaluations)
     if evaluation.task in SAFETY:
         return CAREFUL
-    trained_on = {course.settings.get("data", {}).get("source") for model in inputs.models for course in model.courses}
-    data = evaluation.settings.get("data", {})
-    if evaluation.task not in trained_on and data.get("source") not in trained_on:
+    stages = [stage for model in inputs.models for course in model.courses for stage in lineage(course)]
+    trained_on = {stage.settings.get("data", {}).get("source") for stage in stages}
+    if not {evaluation.task, evaluation.summary.get("source")} & trained_on:
         return FAR
-    return TRAINED if data.get("split") == "train" else SAME
+    return TRAINED if evaluation.settings.get("data", {}).get("split") == "train" else SAME
 
 
 def rewards_of(evaluation: Evaluation) -> Mapping[str, float]:

@@ -103,9 +103,10 @@ def test_tasks_stand_in_groups() -> None:
     rows = [sample(f"q{i}", right=i % 2 == 0) for i in range(20)]
     refusals = evaluation("base", rows, task="over_refusal")
     far = evaluation("base", rows, task="gsm8k")
-    base = Model("base", {"nano": answers("base", 0.1), "gsm8k": far, "over_refusal": refusals})
+    own = evaluation("base", rows, task="mine", source="nano")
+    base = Model("base", {"nano": answers("base", 0.1), "gsm8k": far, "over_refusal": refusals, "mine": own})
     found = inputs(base, trained("sft", answers("sft", 0.5), start="base"))
-    assert [group_of(found, task) for task in found.tasks] == [SAME, FAR, CAREFUL]
+    assert [group_of(found, task) for task in found.tasks] == [SAME, FAR, CAREFUL, SAME]
 
 
 def test_win_rates_at_equal_length_tell_length_from_preference() -> None:
