@@ -128,3 +128,12 @@ def test_few_problems_cannot_tell_whether_gold_follows() -> None:
     claim = suspected_hacking(changed(0.8, problems=30), accuracies(0.0, problems=30), samples=4)
     assert claim.p > 0.05
     assert claim.open.startswith("these problems cannot tell")
+
+
+def test_a_proxy_that_rose_by_chance_is_no_sign_of_hacking() -> None:
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=200)
+    before, after = np.zeros(200), noise - noise.mean() + 0.02  # a fifth of its error above 0
+    gold = np.repeat([1.0, 0.0], 100), np.repeat([1.0, 0.0], [40, 160])
+    assert suspected_hacking((before, after), gold).p > 0.2
+    assert suspected_hacking((before, after + 1), gold).p < 0.01
