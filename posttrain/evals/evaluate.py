@@ -23,7 +23,7 @@ from posttrain.evals.choices import choice_answers
 from posttrain.evals.distance import distance_lines, summarise_distance
 from posttrain.evals.preferences import preference_answers
 from posttrain.evals.sampled import sampled_answers, scores_of
-from posttrain.evals.samples import Answers, Row, Sample, subset_lines, summarise
+from posttrain.evals.samples import Answers, Row, Sample, judging_lines, subset_lines, summarise
 from posttrain.evals.tasks import GIVEN, ROW_KINDS, Kind, Task, evaluated_task, find_task, task_data, used_profile
 from posttrain.rewards.math_answers import GRADER_VERSION
 from posttrain.runs import durable
@@ -110,7 +110,8 @@ def evaluate(settings: EvalSettings, run: StageRun) -> None:
 
     run.publish_artifact(write)
     subsets = summary["subsets"] | summary.get("instructions", {}).get("subsets", {})
-    run.event("evaluated", "\n".join([kind.headline(summary), *distance_lines(summary), *subset_lines(subsets)]))
+    lines = [*judging_lines(summary), *distance_lines(summary), *subset_lines(subsets)]
+    run.event("evaluated", "\n".join([kind.headline(summary), *lines]))
     run.finish(summary)
 
 

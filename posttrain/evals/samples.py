@@ -13,7 +13,9 @@ import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evals.stats import Interval, accuracy_interval, mean_interval
+from posttrain.evals.winrates import Rate, first_shown_rate
 from posttrain.records import Completion, Prompt, StopReason
+from posttrain.rewards import JUDGE
 from posttrain.rewards.arguments import prompt_text
 from posttrain.rewards.scoring import Scored
 
@@ -27,6 +29,7 @@ SUBSETS = {
     "dataset": ("dataset",),
 }  # columns of a row that divide a task
 REWARD, REWARDS = "reward", "rewards/"  # columns: what the weighted rewards make, and each of them
+ORDERS = ("judge_shown_first", "judge_shown_second")  # columns of a judge that compares: the parts won in either order
 
 
 class Category(StrEnum):
@@ -69,7 +72,13 @@ class Sample:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in nested}
         rewards = {f"{REWARDS}{name}": value for name, value in self.scored.scores.items()} if self.scored else {}
         whole = {REWARD: self.scored.reward} if self.scored else {}
-        return plain | dict(self.further) | dict(self.subsets) | rewards | whole
+        return plain | dict(self.further) | dict(self.subsets) | rewards | whole | self._orders()
+
+    def _orders(self) -> dict[str, float | None]:
+        """Return what a judge said of it in either order, where it compares answers."""
+        if self.scored is None or JUDGE not in self.scored.compared:
+            return {}
+        return dict(zip(ORDERS, self.scored.compared[JUDGE], strict=True))
 
     @classmethod
     def of(cls, prompt: Prompt, index: int, completion: Completion, **judged: Any) -> Self:
@@ -125,6 +134,7 @@ def score_table(rows: Sequence[Row], column: str) -> np.ndarray:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Return counts, the mean of the task's score with its 95% interval, categories, lengths, subsets and rewards.
 
+    Of a judge that compares answers, `first_shown_rate` too.
     Samples without a score are counted and left out of every other number. Raises DataError when none is left.
     """
     scored = [row for row in rows if row["score"] is not None]
@@ -149,6 +159,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "mean_length": float(np.mean([row["num_tokens"] for row in scored])),
         "mean_logprob": float(np.mean(logprobs)) if logprobs else None,
         "clipped_ratio": float(np.mean([row["stop_reason"] == StopReason.LENGTH for row in scored])),
+        **_judging(scored),
     }
 
 
@@ -173,6 +184,32 @@ def metric(name: str, rows: Sequence[Row], column: str | None = None, *, filter:
     means = np.array([np.mean(group) for group in by_problem(values, column or name).values()])
     error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
     return {f"{name},{filter}": float(means.mean()) if len(means) else None, f"{name}_stderr,{filter}": error}
+
+
+def first_shown(rows: Sequence[Row]) -> Rate | None:
+    """Return how often a judge preferred what it was shown first, None where none compared these samples."""
+    judged = [row for row in rows if row.get(ORDERS[0]) is not None]
+    if not judged:
+        return None
+    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(row["problem_id"] for row in judged))}
+    return first_shown_rate(
+        wins=np.array([row[order] for order in ORDERS for row in judged]),
+        model_first=np.repeat([True, False], len(judged)),
+        prompts=np.tile([numbers[row["problem_id"]] for row in judged], 2),
+    )
+
+
+def judging_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return what a judge that compares answers adds of its own, in a line of text; none without one."""
+    if (found := summary.get("first_shown_rate")) is None:
+        return []
+    mean, low, high = (100 * found[name] for name in ("mean", "low", "high"))
+    return [f"the judge prefers what it is shown first in {mean:.1f}% (95% CI {low:.1f} to {high:.1f}); 50 is fair"]
+
+
+def _judging(rows: Sequence[Row]) -> dict[str, Any]:
+    found = first_shown(rows)
+    return {} if found is None else {"first_shown_rate": {"mean": found.rate, **found.interval._asdict()}}
 
 
 def _interval(groups: Sequence[Sequence[float]], means: np.ndarray) -> Interval:

@@ -10,10 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from posttrain.config import field_help
 from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError
+from posttrain.evals.bias import number_of_each
+from posttrain.evals.winrates import Rate, first_shown_rate, win_rate, wins_by_score
 from posttrain.field_types import show as shown_value
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards import GOLD_REWARDS, JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS, ROW_COLUMNS
@@ -143,8 +147,42 @@ def run_trial(settings: TrialSettings, candidates: Sequence[Candidate], *, model
         "combination": settings.reward_combination,
         "gate": settings.reward_gate,
         "told": told,
+        "agreement": agreement_with_labels(ordered, scored),
         "completions": [_entry(each, result) for each, result in zip(ordered, scored, strict=True)],
     }
+
+
+def agreement_with_labels(candidates: Sequence[Candidate], scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """Return how often each part prefers the chosen completion of a pair, ties by half; nothing without pairs.
+
+    Of a judge that compares answers, how often it prefers the one that it is shown first, too. Chosen and rejected
+    follow each other.
+    """
+    sided = [pair for pair in zip(candidates, scored, strict=True) if pair[0].side is not None]
+    prompts = number_of_each([repr(candidate.row.prompt) for candidate, _ in sided[0::2]])
+    chosen, rejected = ([result for _, result in sided[start::2]] for start in (0, 1))
+    found: dict[str, dict[str, Any]] = {}
+    for name in chosen[0].scores if chosen else ():
+        scores = np.array([[each.scores[name] for each in side] for side in (chosen, rejected)], dtype=float)
+        whole = ~np.isnan(scores).any(axis=0)
+        if not whole.any():
+            continue
+        wins = wins_by_score(*scores[:, whole])
+        found[name] = {"pairs": int(whole.sum()), "chosen": _share(win_rate(wins, prompts[whole]))}
+        orders = [each.compared.get(name) for each in chosen]
+        compared = [place for place, order in enumerate(orders) if order is not None]
+        if compared:
+            in_order = np.array([orders[place] for place in compared]).T
+            first = first_shown_rate(
+                in_order.ravel(), np.repeat([True, False], len(compared)), np.tile(prompts[compared], 2)
+            )
+            assert first is not None
+            found[name]["first_shown"] = _share(first)
+    return found
+
+
+def _share(rate: Rate) -> dict[str, float]:
+    return {"mean": rate.rate, **rate.interval._asdict()}
 
 
 def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:
@@ -159,6 +197,11 @@ def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:
             mean = f"{fmean(values):.4f}" if values else "none"
             missing = f", {len(entries) - len(values)} without" if len(values) < len(entries) else ""
             yield f"  {name:{width}}  mean {mean}{missing}"
+    for name, labels in report["agreement"].items():
+        chosen = f"{_interval(labels['chosen'])} of {labels['pairs']} pairs"
+        yield f"  {name:{width}}  prefers the chosen completion in {chosen}"
+        if first := labels.get("first_shown"):
+            yield f"  {'':{width}}  prefers what it is shown first in {_interval(first)}"
     for each in entries[:show]:
         yield f"{each['place']}: {each['text']}"
         for name, weight in weights.items():
@@ -233,6 +276,10 @@ def _entry(candidate: Candidate, scored: Scored) -> dict[str, Any]:
         "reward": scored.reward,
         "failed": list(scored.failed),
     }
+
+
+def _interval(share: Mapping[str, float]) -> str:
+    return f"{share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
 
 
 def _of(entry: Mapping[str, Any], name: str) -> float | None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from statistics import fmean
 from typing import Any, Literal
 
 from posttrain.engines import Interrupted
@@ -20,6 +21,7 @@ from posttrain.records import Message
 from posttrain.rewards.arguments import completion_text, groups, prompt_text
 from posttrain.rewards.chat_endpoint import Unanswered, api_key, chat
 from posttrain.rewards.failures import Failed
+from posttrain.rewards.scoring import Compared, Value
 from posttrain.runs.logs import append_rows, drop_torn_line, read_rows
 from posttrain.settings import JudgeOptions
 
@@ -57,23 +59,20 @@ class Judge:
             for row in read_rows(journal):
                 self._count(row)
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | Failed | None]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Value]:
         """Return a score for each completion: the part of max_score, or of the comparisons that it won."""
         texts = list(zip(map(prompt_text, prompts), map(completion_text, completions), strict=True))
         if self._options.mode == "pointwise":
             questions: list[Question] = [(prompt, (answer,)) for prompt, answer in texts]
             verdicts = self._ask_all(questions)
             return [verdicts[question] for question in questions]
-        return self._win_rates(texts, [group for group in groups(prompts, columns) if len(group) > 1])
+        return self._comparisons(texts, [group for group in groups(prompts, columns) if len(group) > 1])
 
-    def _win_rates(
-        self, texts: Sequence[tuple[str, str]], compared: Sequence[Sequence[int]]
-    ) -> list[float | Failed | None]:
-        """Return the part of its comparisons that each completion won: with its neighbours, each seen first once.
+    def _comparisons(self, texts: Sequence[tuple[str, str]], compared: Sequence[Sequence[int]]) -> list[Value]:
+        """Return what each completion won against its neighbours, each seen first once.
 
-        The last is a neighbour of the first. None where there is nothing to compare with, or only its own text.
+        The last is a neighbour of the first. A tie where all that there is to compare with has its own text, None where
+        there is nothing.
         """
         pairs = {frozenset((group[i], group[i - 1])) for group in compared for i in range(len(group))}
         ordered = [(first, second) for a, b in map(sorted, pairs) for first, second in ((a, b), (b, a))]
@@ -82,13 +81,26 @@ class Judge:
             (first, second): (texts[first][0], (texts[first][1], texts[second][1])) for first, second in ordered
         }
         verdicts = self._ask_all(list(questions.values()))
-        wins: list[list[float | Failed]] = [[] for _ in texts]
+        shown_first: list[list[float]] = [[] for _ in texts]
+        shown_second: list[list[float]] = [[] for _ in texts]
+        failed: dict[int, Failed] = {}
         for (first, second), question in questions.items():
             verdict = verdicts[question]
-            wins[first].append(verdict)
-            wins[second].append(verdict if isinstance(verdict, Failed) else 1.0 - verdict)
-        same = [0.5 if any(place in group for group in compared) else None for place in range(len(texts))]
-        return [_mean(found) if found else tie for found, tie in zip(wins, same, strict=True)]
+            if isinstance(verdict, Failed):
+                failed |= dict.fromkeys((first, second), verdict)
+            else:
+                shown_first[first].append(verdict)
+                shown_second[second].append(1.0 - verdict)
+        tied = {place for group in compared for place in group}
+
+        def value(place: int) -> Value:
+            if place in failed:
+                return failed[place]
+            if shown_first[place]:
+                return Compared(fmean(shown_first[place]), fmean(shown_second[place]))
+            return 0.5 if place in tied else None
+
+        return [value(place) for place in range(len(texts))]
 
     def _ask_all(self, questions: Sequence[Question]) -> dict[Question, float | Failed]:
         """Return a verdict on each question, from memory or by threads that ask side by side."""
@@ -194,13 +206,6 @@ class Judge:
         elif isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= self._options.max_score:
             return found / self._options.max_score
         raise Unanswered(f"was answered with no {key} in range: {' '.join(text.split())[:200]!r}")
-
-
-def _mean(verdicts: Sequence[float | Failed]) -> float | Failed:
-    scores = [verdict for verdict in verdicts if not isinstance(verdict, Failed)]
-    if len(scores) < len(verdicts):
-        return next(verdict for verdict in verdicts if isinstance(verdict, Failed))
-    return sum(scores) / len(scores)
 
 
 def _spent(what: str, setting: str, more: int) -> RewardError:

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from posttrain.data.columns import COLUMN_GUESSES, column_names
@@ -22,15 +23,34 @@ from posttrain.rewards.failures import Failed
 RewardFunction = Callable[..., Any]
 
 
+class Compared(NamedTuple):
+    """The parts of its comparisons, from 0 to 1 and ties as halves, that a completion won: first and second shown.
+
+    Each comparison was made in both orders, so without position bias the two are alike.
+    """
+
+    shown_first: float
+    shown_second: float
+
+    @property
+    def score(self) -> float:
+        """Both orders together."""
+        return (self.shown_first + self.shown_second) / 2
+
+
+Value = float | Compared | Failed | None  # of one completion, by one reward function
+
+
 class Scored(NamedTuple):
     """Every part's score, and the reward they make; None marks what could not be scored.
 
-    A part that `failed` leaves no reward, unless it is watched only.
+    A part that `failed` leaves no reward, unless it is watched only. `compared` has those that are won comparisons.
     """
 
     scores: dict[str, float | None]
     reward: float | None
     failed: tuple[str, ...] = ()
+    compared: Mapping[str, Compared] = MappingProxyType({})
 
 
 def score(
@@ -53,9 +73,15 @@ def score(
         places = range(len(scored), len(scored) + len(group))
         failed = [tuple(name for name in parts if isinstance(parts[name][place], Failed)) for place in places]
         rows = [{name: _number(values[place]) for name, values in parts.items()} for place in places]
+        compared = [
+            {name: value for name, values in parts.items() if isinstance(value := values[place], Compared)}
+            for place in places
+        ]
         scored += [
-            Scored(row, None if any(_counts(name, rewards, combination) for name in names) else reward, names)
-            for row, reward, names in zip(rows, combine(rows, rewards, combination), failed, strict=True)
+            Scored(row, None if any(_counts(name, rewards, combination) for name in names) else reward, names, orders)
+            for row, reward, names, orders in zip(
+                rows, combine(rows, rewards, combination), failed, compared, strict=True
+            )
         ]
     return scored
 
@@ -111,7 +137,7 @@ def reward_arguments(prompts: Sequence[Prompt], completions: Sequence[Sequence[C
     }
 
 
-def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]) -> list[float | Failed | None]:
+def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]) -> list[Value]:
     """Return what `function` gives for each completion, checked; NaN means None."""
     try:
         values = function(**arguments)
@@ -126,10 +152,10 @@ def call(name: str, function: RewardFunction, arguments: Mapping[str, list[Any]]
     return checked(name, values, len(arguments["completions"]))
 
 
-def checked(name: str, values: Any, count: int) -> list[float | Failed | None]:
+def checked(name: str, values: Any, count: int) -> list[Value]:
     """Return the scores that a reward function returned; raises RewardError unless there is one for each completion.
 
-    Lists, tuples, and vectors of array libraries are read, of numbers, None, or what failed.
+    Lists, tuples, and vectors of array libraries are read, of numbers, None, comparisons, or what failed.
     """
     if inspect.isawaitable(values):
         close = getattr(values, "close", None)  # a coroutine would complain that nobody waited for it
@@ -144,16 +170,22 @@ def checked(name: str, values: Any, count: int) -> list[float | Failed | None]:
     return [_checked(name, count, index, value) for index, value in enumerate(values)]
 
 
-def _number(value: float | Failed | None) -> float | None:
-    return None if isinstance(value, Failed) else value
+def _number(value: Value) -> float | None:
+    match value:
+        case Failed():
+            return None
+        case Compared():
+            return value.score
+        case _:
+            return value
 
 
 def _counts(name: str, rewards: Mapping[str, float], combination: Combination) -> bool:
     return rewards[name] != 0 or name == combination.gate
 
 
-def _checked(name: str, count: int, index: int, value: Any) -> float | Failed | None:
-    if value is None or isinstance(value, Failed):
+def _checked(name: str, count: int, index: int, value: Any) -> Value:
+    if value is None or isinstance(value, Failed | Compared):
         return value
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()

@@ -275,7 +275,9 @@ def test_a_pairwise_judge_compares_with_the_reference(
     samples, summary = run_evaluation(tmp_path / "eval", settings.model_copy(update={"model": model}))
     assert [sample["reference"] for sample in samples] == ["The Nile, of course."] * 3
     assert all((sample["score"], sample["reference_reward"]) == (0.0, 1.0) for sample in samples)
+    assert [(sample["judge_shown_first"], sample["judge_shown_second"]) for sample in samples] == [(0.0, 0.0)] * 3
     assert summary["win_rate"]["mean"] == 0.0
+    assert summary["first_shown_rate"]["mean"] == 0.5
     assert summary["subsets"]["dataset"]["koala"]["problems"] == 3
     assert len(server.requests) == 2 + 2 * 3
 

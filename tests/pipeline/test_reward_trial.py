@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from posttrain.rewards import OPTION_REWARDS, REWARDS
 from posttrain.runs.rollout_files import write_rollouts
 from posttrain.settings import DataSettings, GrpoSettings
 from tests.conftest import write_rows
+from tests.rewards.conftest import ChatServer, said
 
 FILE = """
 def mine(completions, answer, **columns):
@@ -108,6 +110,40 @@ def test_rollouts_of_a_run_are_scored_with_the_golds_of_its_rows(
     code, out, err = call(capsys, "try", str(tmp_path), "--rewards.numeric_match", "1.0", "--json")
     assert code == 0, err
     assert [each["reward"] for each in json.loads(out)["completions"]] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_a_judge_is_held_against_the_labels_of_pairs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A judge that takes the longer answer, and of answers alike in length the first."""
+
+    def longer(body: dict[str, Any], number: int) -> Any:
+        a, b = (
+            part.split("]\n", 1)[1].split("\n[", 1)[0] for part in body["messages"][1]["content"].split("[answer ")[1:]
+        )
+        return 200, said(json.dumps({"better": "A" if len(a) >= len(b) else "B"})), {}
+
+    rows = [
+        {"prompt": "1?", "chosen": "long enough", "rejected": "short"},
+        {"prompt": "2?", "chosen": "short", "rejected": "long enough"},
+        {"prompt": "3?", "chosen": "yes", "rejected": "nay"},
+        {"prompt": "4?", "chosen": "a long one", "rejected": "one"},
+    ]
+    server = ChatServer(longer)
+    flags = ["--rewards.judge", "1.0", "--rewards.longer_than", "0.0", "--reward_options.longer_than.characters", "100"]
+    flags += [f"--reward_options.judge.{key}={value}" for key, value in
+              {"model": "m", "mode": "pairwise", "base_url": server.url}.items()]  # fmt: skip
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    code, out, err = call(capsys, "try", source, *flags, "--json")
+    assert code == 0, err
+    agreement = json.loads(out)["agreement"]
+    assert agreement["judge"]["pairs"] == agreement["longer_than"]["pairs"] == 4
+    assert agreement["judge"]["chosen"]["mean"] == 2.5 / 4
+    assert agreement["judge"]["first_shown"]["mean"] == (3 / 4 + 1 - 2 / 4) / 2
+    assert agreement["longer_than"]["chosen"]["mean"] == 0.5
+    assert "first_shown" not in agreement["longer_than"]
+    code, out, _ = call(capsys, "try", source, *flags)
+    server.close()
+    assert "prefers the chosen completion in 62.5% [" in out
+    assert "prefers what it is shown first in 62.5% [" in out
 
 
 def test_try_says_what_failed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

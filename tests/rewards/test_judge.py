@@ -16,6 +16,7 @@ from posttrain.rewards import chat_endpoint
 from posttrain.rewards.chat_endpoint import url_problem
 from posttrain.rewards.failures import Failed
 from posttrain.rewards.judge import Judge
+from posttrain.rewards.scoring import Compared
 from posttrain.settings import JudgeOptions
 from tests.rewards.conftest import ChatServer, arguments, said
 
@@ -80,7 +81,9 @@ def test_pairwise_asks_in_both_orders_and_scores_by_wins(serve: Callable[..., Ch
     server = serve(by_length)
     found = judge(server, mode="pairwise")(**arguments(["a", "bbb", "cc", "dd", "x"], prompt_id=list("ppppq")))
     # neighbours in a ring: a<bbb, bbb>cc, cc=dd, dd>a; x has nobody to compare with
-    assert found == [0.0, 1.0, 0.25, 0.75, None]
+    assert found == [
+        Compared(0.0, 0.0), Compared(1.0, 1.0), Compared(0.25, 0.25), Compared(0.75, 0.75), None,
+    ]  # fmt: skip
     assert len(server.requests) == 8
     shown = [body["messages"][1]["content"] for body in server.requests]
     first = [text for text in shown if "\na\n" in text and "\nbbb\n" in text]
@@ -90,7 +93,9 @@ def test_pairwise_asks_in_both_orders_and_scores_by_wins(serve: Callable[..., Ch
 
 def test_a_judge_that_prefers_the_first_answer_gives_every_one_a_half(serve: Callable[..., ChatServer]) -> None:
     server = serve(replies('{"better": "A"}'))
-    assert judge(server, mode="pairwise")(**arguments(["a", "bbb"])) == [0.5, 0.5]
+    found = judge(server, mode="pairwise")(**arguments(["a", "bbb"]))
+    assert found == [Compared(shown_first=1.0, shown_second=0.0)] * 2
+    assert [each.score for each in found if isinstance(each, Compared)] == [0.5, 0.5]
     assert len(server.requests) == 2
     assert judge(server, mode="pairwise")(**arguments(["same", "same"])) == [0.5, 0.5]
     assert len(server.requests) == 2

@@ -4,12 +4,20 @@ Floor 5.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from posttrain.evals.bias import number_of_each
-from posttrain.evals.samples import REWARD
-from posttrain.evals.winrates import length_controlled_win_rate, win_rate, wins_by_score
+from posttrain.evals.samples import REWARD, first_shown
+from posttrain.evals.winrates import (
+    Agreement,
+    Rate,
+    agreement,
+    length_controlled_win_rate,
+    win_rate,
+    wins_by_score,
+)
 from posttrain.reports.contrasts import Comparison
 from posttrain.reports.figures.judging import WinRate, win_rates
 from posttrain.reports.inputs import Evaluation, Inputs
@@ -25,7 +33,9 @@ ABSENT = (
 NOTE = (
     "A win is a higher reward for the answer to the same prompt, a tie counts half. At equal length: what the logistic "
     "model of length-controlled AlpacaEval predicts where both answers are equally long. The judge here is the reward "
-    "that the evaluation names; a model that was trained on it wins by being trained on it."
+    "that the evaluation names; a model that was trained on it wins by being trained on it. A judge that compares is "
+    "asked in both orders, so that a love of the first answer makes ties and no wins. Where the task has a grade of "
+    "its own, agreement is how often judge and grade prefer the same answer, of the prompts where the grades differ."
 )
 
 
@@ -38,8 +48,9 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
         first = baseline.evaluations.get(task)
         if first is None or not rewards_of(first):
             continue
-        others = [model.evaluations[task] for model in inputs.models if task in model.evaluations]
-        rates = [rate for other in others if other is not first and (rate := _rate(first, other))]
+        same = [model.evaluations[task] for model in inputs.models if task in model.evaluations]
+        others = [other for other in same if other is not first and rewards_of(other) == rewards_of(first)]
+        rates = [rate for other in others if (rate := _rate(first, other))]
         if not rates:
             continue
         judge = " + ".join(rewards_of(first))
@@ -50,9 +61,15 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
             f"{rate.model} {rate.raw:.0%} raw, {_percent(rate.controlled)} at equal length" for rate in rates
         )
         figures.append(Figure(f"win-rates-{number + 1}", f"Win rates against {baseline.name} on {task}: {told}.", draw))
-        tables.append(_table(task, baseline.name, judge, rates))
-        findings += list(_findings(task, baseline.name, rates))
-        data[task] = {"judge": judge, "models": {rate.model: _plain(rate) for rate in rates}}
+        agreements = {other.name: _agreement(first, other) for other in others}
+        shown = first_shown([row for evaluation in (first, *others) for row in evaluation.samples])
+        tables.append(_table(task, baseline.name, judge, rates, agreements))
+        findings += [*_findings(task, baseline.name, rates), *_order_findings(task, shown)]
+        data[task] = {
+            "judge": judge,
+            "first_shown_rate": None if shown is None else {"mean": shown.rate, **shown.interval._asdict()},
+            "models": {rate.model: _plain(rate) | _plain_agreement(agreements[rate.model]) for rate in rates},
+        }
     if not figures:
         return Part("win_rates", TITLE, absent=ABSENT)
     return Part("win_rates", TITLE, tuple(findings), tuple(figures), tuple(tables), note=NOTE, data=data)
@@ -60,8 +77,6 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
 
 def _rate(first: Evaluation, other: Evaluation) -> WinRate | None:
     """Return the win rate over the samples that both have of the same prompt and number."""
-    if rewards_of(first) != rewards_of(other):
-        return None
     ours, theirs = _scored(other), _scored(first)
     places = sorted(ours.keys() & theirs.keys())
     if not places:
@@ -88,6 +103,48 @@ def _scored(evaluation: Evaluation) -> dict[tuple[str, int], tuple[float, int]]:
     }
 
 
+def _agreement(first: Evaluation, other: Evaluation) -> Agreement | None:
+    """Return how often reward and grade prefer the same answer, of the prompts whose first samples differ in grade.
+
+    None where the task's score is the reward, and where no grades differ.
+    """
+    if (other.summary.get("scorer") or {}).get("score") == REWARD:
+        return None
+    ours, theirs = _graded(other), _graded(first)
+    preferences = [
+        np.sign(np.subtract(ours[problem], theirs[problem])) for problem in sorted(ours.keys() & theirs.keys())
+    ]
+    told = [(reward, grade) for reward, grade in preferences if grade]
+    return agreement(*zip(*told, strict=True)) if told else None
+
+
+def _graded(evaluation: Evaluation) -> dict[str, tuple[float, float]]:
+    """Return reward and score of each problem's first sample."""
+    return {
+        row["problem_id"]: (row[REWARD], row["score"])
+        for row in evaluation.samples
+        if row["sample"] == 0 and row.get(REWARD) is not None and row["score"] is not None
+    }
+
+
+def _order_findings(task: str, shown: Rate | None) -> Iterator[Finding]:
+    """Say where a judge prefers an answer for its place."""
+    if shown is None:
+        return
+    low, high = shown.interval
+    share = f"{shown.rate:.1%} [{low:.1%}, {high:.1%}] of its comparisons"
+    if low <= 0.5 <= high:
+        yield Finding(
+            "note", f"On {task} the judge prefers the answer that it is shown first in {share}: no position bias."
+        )
+    else:
+        place = "first" if low > 0.5 else "second"
+        yield Finding(
+            "warning",
+            f"On {task} the judge prefers the {place} answer for its place: the one shown first wins {share}.",
+        )
+
+
 def _findings(task: str, baseline: str, rates: list[WinRate]) -> Iterator[Finding]:
     """Say where a preference goes with length: won by the raw rate, and not at equal length."""
     for rate in rates:
@@ -100,17 +157,37 @@ def _findings(task: str, baseline: str, rates: list[WinRate]) -> Iterator[Findin
             )
 
 
-def _table(task: str, baseline: str, judge: str, rates: list[WinRate]) -> Table:
+def _table(
+    task: str, baseline: str, judge: str, rates: list[WinRate], agreements: Mapping[str, Agreement | None]
+) -> Table:
+    told = any(agreements.values())
     rows = tuple(
         (
             Cell(rate.model),
             Cell(_percent(rate.raw), f"{_percent(rate.raw_low)} to {_percent(rate.raw_high)}"),
             Cell(_percent(rate.controlled), f"{_percent(rate.controlled_low)} to {_percent(rate.controlled_high)}"),
             Cell(_percent(rate.ties)),
+            *([_agreement_cell(agreements[rate.model])] if told else []),
         )
         for rate in rates
     )
-    return Table(f"Against {baseline} on {task}, by {judge}", ("model", "win rate", "at equal length", "ties"), rows)
+    columns = ("model", "win rate", "at equal length", "ties", *(["agrees with the grade"] if told else []))
+    return Table(f"Against {baseline} on {task}, by {judge}", columns, rows)
+
+
+def _agreement_cell(found: Agreement | None) -> Cell:
+    if found is None:
+        return Cell("-")
+    low, high = found.accuracy.interval
+    kappa = "" if found.kappa is None else f"kappa {found.kappa:.2f}, "
+    return Cell(_percent(found.accuracy.rate), f"{kappa}{_percent(low)} to {_percent(high)} of {found.items}")
+
+
+def _plain_agreement(found: Agreement | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    accuracy = {"mean": found.accuracy.rate, **found.accuracy.interval._asdict()}
+    return {"agreement": {"prompts": found.items, "accuracy": accuracy, "kappa": found.kappa}}
 
 
 def _percent(share: float) -> str:

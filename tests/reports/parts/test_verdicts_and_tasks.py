@@ -118,6 +118,45 @@ def test_win_rates_at_equal_length_tell_length_from_preference() -> None:
     assert any(text.startswith("longer wins 100%") and "its length may be what wins" in text for text in texts(part))
 
 
+def compared(name: str, right: float, first: float, second: float, *, seed: int) -> Evaluation:
+    """Answers whose judge gives each the same parts of its comparisons, by the order in which it was shown."""
+    found = answers(name, right, seed=seed)
+    orders = {"judge_shown_first": first, "judge_shown_second": second}
+    return replace(found, samples=[{**row, **orders} for row in found.samples])
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [(0.2, "prefers the first answer for its place: the one shown first wins 75.0%"), (0.7, "no position bias")],
+)
+def test_a_judge_that_goes_by_the_order_is_named(second: float, said: str) -> None:
+    base, sft = (
+        compared(name, right, 0.7, second, seed=i) for i, (name, right) in enumerate((("base", 0.1), ("sft", 0.5)))
+    )
+    found = inputs(model("base", base), trained("sft", sft, start="base"))
+    part = win_rates_part(found, compare_tasks(found))
+    assert any(said in text for text in texts(part))
+    assert strict_json(part)["nano"]["first_shown_rate"]["mean"] == pytest.approx((0.7 + 1 - second) / 2)
+
+
+def test_a_judge_is_held_against_the_grade() -> None:
+    """Of 100 prompts that sft alone gets right, a reward that is drawn by chance prefers about half of its answers."""
+    found = demo(trained("knows", answers("knows", 0.6, reward=-5, seed=3)))
+    part = win_rates_part(found, compare_tasks(found))
+    agreed = strict_json(part)["nano"]["models"]
+    assert agreed["knows"]["agreement"]["prompts"] == 100
+    assert agreed["knows"]["agreement"]["accuracy"]["mean"] == 1.0
+    assert part.tables[0].headers[-1] == "agrees with the grade"
+    scored = [
+        replace(found.models[i], evaluations={"nano": replace(e, summary={**e.summary, "scorer": {"score": "reward"}})})
+        for i, e in enumerate(each.evaluations["nano"] for each in found.models)
+    ]
+    own = replace(found, models=tuple(scored))
+    part = win_rates_part(own, compare_tasks(own))
+    assert "agreement" not in strict_json(part)["nano"]["models"]["knows"]
+    assert part.tables[0].headers[-1] == "ties"
+
+
 def test_win_rates_need_rewards() -> None:
     found = inputs(*(model(name, evaluation(name, [sample("a", right=True), sample("b")])) for name in ("base", "sft")))
     part = win_rates_part(found, compare_tasks(found))
