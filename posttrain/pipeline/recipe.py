@@ -14,6 +14,7 @@ from pydantic import Field
 
 from posttrain.config import DEFAULT, Entry, flatten, near_match, parse_flags, read_toml, refuse, resolve, under
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.evals.tasks import TASKS
 from posttrain.pipeline.checks import stage_problems
 from posttrain.pipeline.links import Link, find_links
 from posttrain.pipeline.stages import STAGE_TYPES
@@ -55,6 +56,7 @@ FREE_FIELDS = (  # may change between two parts of a run: they set memory, speed
 
 
 OF_REWARDS = {*RewardSettings.model_fields, "reward_model"}  # what a frontier takes over: keys of its policies' stage
+OF_SOURCE = {("source",), ("path",), ("held_out",), ("columns",)}  # of shared data: said of its source alone
 OF_COMPLETIONS = {("sampling", "max_completion_length"), ("sampling", "stop")}
 
 
@@ -237,7 +239,7 @@ def _read_stage(
         known = f"{near_match(header.settings.type, list(STAGE_TYPES), known=list(STAGE_TYPES))}"
         problems.append(f"{header.origins['type']}: no stage type {header.settings.type!r}{known}")
         return None
-    usable = [entry for entry in shared if entry.key[0] in kind.settings.model_fields]
+    usable = [entry for entry in _shared_data(shared, own) if entry.key[0] in kind.settings.model_fields]
     written = [entry for entry in own if not _is_header(entry) and entry.key]
     resolved = resolve(kind.settings, [*usable, *written], problems, where=f"{where}: stage {name}")
     if resolved is None:
@@ -252,12 +254,30 @@ def _read_stage(
     )
 
 
+def _shared_data(shared: Sequence[Entry], own: Sequence[Entry]) -> list[Entry]:
+    """Return the shared entries without those of a source of data that is not the stage's own.
+
+    A stage names its source, or a task that has one.
+    """
+    source, task = _last(own, "data", "source"), _last(own, "task")
+    if source is None and task in TASKS:
+        source = TASKS[task].source
+    if not source or source == _last(shared, "data", "source") or _last(shared, "data", "source") is None:
+        return list(shared)
+    return [entry for entry in shared if entry.key[0] != "data" or entry.key[1:2] not in OF_SOURCE]
+
+
+def _last(entries: Sequence[Entry], *key: str) -> Any:
+    """Return the value that counts of those that entries give a key, None where there is none."""
+    return next((entry.value for entry in reversed(entries) if entry.key == key), None)
+
+
 def _of_policies(own: Sequence[Entry], earlier: Mapping[str, Stage]) -> Iterator[Entry]:
     """Yield what a frontier takes over from the stage whose policies it follows, with the origins there.
 
     That is the start, the model's other settings, what ends a completion, and the rewards unless it writes its own.
     """
-    name = next((entry.value for entry in reversed(own) if entry.key == ("policies",)), None)
+    name = _last(own, "policies")
     written = {entry.key[0] for entry in own}
     stage = earlier.get(str(name))
     file = Path(str(name)) / SETTINGS

@@ -8,6 +8,7 @@ import pytest
 from posttrain.errors import ConfigError
 from posttrain.pipeline.recipe import frozen_settings, load_recipe, single_stage
 from posttrain.settings import CompareSettings, EvalSettings, GrpoSettings, SftSettings
+from tests.conftest import write_rows
 from tests.pipeline.conftest import load, problems
 
 DEMO = """\
@@ -59,6 +60,46 @@ def test_stages_come_in_order_with_shared_defaults_below_their_own(tmp_path):
     assert (grpo.seed, grpo.data.rows) == (3, 9)
     assert comparison == CompareSettings(baseline="base", models=["base", "sft_eval"], seed=17)
     assert [(link.key, link.stage) for link in recipe.stages[4].links] == [("models", "base"), ("models", "sft_eval")]
+
+
+SHARED_SOURCE = """\
+[data]
+source = "orca_dpo"
+path = "r.toml"
+held_out = 0.1
+max_length = 99
+columns.prompt = "question"
+[stage.rm]
+type = "rm"
+[stage.own]
+type = "dpo"
+data.source = "ultrafeedback_binarized"
+[stage.same]
+type = "dpo"
+data.source = "orca_dpo"
+[stage.asked]
+type = "eval"
+task = "alignment"
+rewards.longer_than = 1.0
+[stage.default]
+type = "eval"
+"""
+
+
+def test_what_is_said_of_a_shared_source_stays_with_it(tmp_path):
+    """A stage that names another source, or a task that has one, takes the rest of the shared data alone."""
+    path = write_rows(tmp_path / "orca.jsonl", [{"question": "1?", "chosen": "1", "rejected": "2"}])
+    text = SHARED_SOURCE.replace("r.toml", path)
+    data = {stage.name: stage.settings.data for stage in load(tmp_path, text).stages}
+    for name in ("rm", "same", "default"):
+        assert (data[name].source, data[name].path, data[name].held_out) == ("orca_dpo", path, 0.1)
+    for name in ("own", "asked"):
+        assert (data[name].path, data[name].held_out, data[name].columns) == (None, 0.0, {})
+    assert data["own"].source == "ultrafeedback_binarized"
+    assert "source" not in data["asked"].model_fields_set  # the task's own
+    assert {each.max_length for each in data.values()} == {99}
+    without = text.replace('source = "orca_dpo"\n', "", 1)
+    assert load(tmp_path, without).stages[1].settings.data.path == path  # said of no source: of every stage's
 
 
 def test_origins_name_line_flag_or_default(tmp_path):

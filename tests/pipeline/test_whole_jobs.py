@@ -187,6 +187,8 @@ def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp
         overrides += [f"--stage.{stage}.max_steps", "3"]
     for stage in ("ppo", "grpo"):
         overrides += [f"--stage.{stage}.sampling.max_completion_length", "8"]
+    for stage in ("base", "dpo_eval", "ppo_eval", "grpo_eval"):
+        overrides += [f"--stage.{stage}.sampling.max_completion_length", "4"]
     run("run", str(ROOT / "recipes/rlhf_compare_smollm2.toml"), *overrides)
     directory = tmp_path / "rlhf_compare_smollm2"
     assert json.loads((directory / "rm/result.json").read_text())["summary"]["verdict"]
@@ -199,6 +201,12 @@ def test_rlhf_compare_smollm2_recipe_on_a_tiny_llama(models: dict[str, str], tmp
     assert (directory / "ppo/artifact/critic/adapter_model.safetensors").is_file()
     for stage in ("ppo", "grpo"):
         assert all(row["rewards/reward_model/mean"] == row["reward"] for row in read_rows(directory / stage / METRICS))
+    parts = json.loads((directory / "comparison/report.json").read_text())["parts"]
+    assert parts["win_rates"]["alignment"]["models"].keys() == {"dpo", "ppo", "grpo"}
+    summary = json.loads((directory / "dpo_eval/artifact/summary.json").read_text())
+    assert set(summary["subsets"]["kind"]) == {"constraint", "fact", "safety"}
+    assert summary["scorer"]["score"] == "reward"
+    assert summary["results"].keys() >= {"reward_model,none", "passes_checks,none"}
 
 
 def test_math500_rows_are_evaluated(models: dict[str, str], tmp_path: Path) -> None:
