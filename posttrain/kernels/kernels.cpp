@@ -58,12 +58,32 @@ inline Vec load(const BFloat16* from) {
 
 inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof(x)); }
 
-inline void store(BFloat16* to, Vec x) {
+// To the nearest bfloat16, ties to even.
+inline Halves rounded(Vec x) {
+#if defined(__AVX512BF16__)
+  return bit_cast<Halves>(_mm512_cvtneps_pbh((__m512)x));
+#else
   const Bits bits = bit_cast<Bits>(x);
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const Bits nan = bit_cast<Bits>(x != x);                          // all ones where the rounding could overflow
-  const Halves halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
+  const Bits nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits nan = bit_cast<Bits>(x != x);  // all ones where the rounding could overflow
+  return __builtin_convertvector((nearest & ~nan) | (nan & 0x7fc0), Halves);
+#endif
+}
+
+inline void store(BFloat16* to, Vec x) {
+  const Halves halves = rounded(x);
   std::memcpy(to, &halves, sizeof(halves));
+}
+
+// Two inputs of 16 outputs, as a panel has them (see Linear).
+inline void store_inputs(float* to, Vec first, Vec second) {
+  store(to, first);
+  store(to + kLanes, second);
+}
+
+inline void store_inputs(BFloat16* to, Vec first, Vec second) {
+  const Bits pairs = __builtin_convertvector(rounded(first), Bits) | (__builtin_convertvector(rounded(second), Bits) << 16);
+  std::memcpy(to, &pairs, sizeof(pairs));
 }
 
 template <class T>
@@ -166,34 +186,43 @@ constexpr int kMostRows = 8;  // 8 x 2 accumulators
 constexpr int kMostRows = 2;
 #endif
 
+// What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
+// 16 outputs and that of the next 16.
+template <class T>
+struct Factors {
+  const T* x;
+  int64_t step, in;
+  const T *panel, *next;
+};
+
 template <int num>
-inline void store_block(const Vec* a, const Vec* b, float* block) {
+inline void store_block(const Vec* a, const Vec* b, float* block, int64_t width) {
 #pragma GCC unroll 8
   for (int m = 0; m < num; ++m) {
-    store(block + m * kColumns, a[m]);
-    store(block + m * kColumns + kLanes, b[m]);
+    store(block + m * width, a[m]);
+    store(block + m * width + kLanes, b[m]);
   }
 }
 
-// block[m][0..31] = x[m] . two panels, for `num` rows of x.
+// block[m][0..31] = x[m] . two panels, for `num` rows of x; `width` floats lie between the starts of two rows of block.
 template <int num>
-void multiply_rows(const float* x, int64_t in, const float* panel, float* block) {
-  const float* next = panel + in * kLanes;
+void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
+  const auto& [x, step, in, panel, next] = of;
   Vec a[num] = {}, b[num] = {};
   for (int64_t k = 0; k < in; ++k) {
     const Vec first = load(panel + k * kLanes), second = load(next + k * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
-      a[m] += x[m * in + k] * first;
-      b[m] += x[m * in + k] * second;
+      a[m] += x[m * step + k] * first;
+      b[m] += x[m * step + k] * second;
     }
   }
-  store_block<num>(a, b, block);
+  store_block<num>(a, b, block, width);
 }
 
 template <int num>
-void multiply_rows(const BFloat16* x, int64_t in, const BFloat16* panel, float* block) {
-  const BFloat16* next = panel + in * kLanes;
+void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
+  const auto& [x, step, in, panel, next] = of;
   Vec a[num] = {}, b[num] = {};
   for (int64_t k = 0; k < in; k += 2) {
 #if defined(__AVX512BF16__)
@@ -202,7 +231,7 @@ void multiply_rows(const BFloat16* x, int64_t in, const BFloat16* panel, float* 
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
       int32_t pair;
-      std::memcpy(&pair, x + m * in + k, sizeof(pair));
+      std::memcpy(&pair, x + m * step + k, sizeof(pair));
       const auto pairs = (__m512bh)_mm512_set1_epi32(pair);
       a[m] = (Vec)_mm512_dpbf16_ps((__m512)a[m], first, pairs);
       b[m] = (Vec)_mm512_dpbf16_ps((__m512)b[m], second, pairs);
@@ -213,30 +242,30 @@ void multiply_rows(const BFloat16* x, int64_t in, const BFloat16* panel, float* 
     const Vec odds[2] = {bit_cast<Vec>(first & 0xffff0000), bit_cast<Vec>(second & 0xffff0000)};
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
-      const float even = to_float(x[m * in + k]), odd = to_float(x[m * in + k + 1]);
+      const float even = to_float(x[m * step + k]), odd = to_float(x[m * step + k + 1]);
       a[m] += even * evens[0] + odd * odds[0];
       b[m] += even * evens[1] + odd * odds[1];
     }
 #endif
   }
-  store_block<num>(a, b, block);
+  store_block<num>(a, b, block, width);
 }
 
 // The same for up to 32 rows.
 template <class T>
-void multiply(const T* x, int rows, int64_t in, const T* panel, float* block) {
+void multiply_vectors(const Factors<T>& of, int rows, float* block, int64_t width) {
   for (int row = 0; row < rows;) {
-    const T* from = x + row * in;
-    float* to = block + row * kColumns;
+    const Factors<T> from{of.x + row * of.step, of.step, of.in, of.panel, of.next};
+    float* to = block + row * width;
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
-      multiply_rows<8>(from, in, panel, to), row += 8;
+      multiply_rows<8>(from, to, width), row += 8;
     } else if (left >= 4 && kMostRows >= 4) {
-      multiply_rows<4>(from, in, panel, to), row += 4;
+      multiply_rows<4>(from, to, width), row += 4;
     } else if (left >= 2) {
-      multiply_rows<2>(from, in, panel, to), row += 2;
+      multiply_rows<2>(from, to, width), row += 2;
     } else {
-      multiply_rows<1>(from, in, panel, to), row += 1;
+      multiply_rows<1>(from, to, width), row += 1;
     }
   }
 }
@@ -265,14 +294,15 @@ struct Tiles {
   bool used;
 };
 
-void multiply_tiles(const BFloat16* x, int rows, int64_t in, const BFloat16* panel, float* block) {
-  const BFloat16 *next = panel + in * kLanes, *lower = x + 16 * in;
+void multiply_tiles(const Factors<BFloat16>& of, int rows, float* block, int64_t width) {
+  const auto& [x, step, in, panel, next] = of;
+  const BFloat16* lower = x + 16 * step;
   asm volatile("" : : : "memory");
   _tile_zero(0);
   _tile_zero(1);
   if (rows <= 16) {
     for (int64_t k = 0; k < in; k += 32) {
-      _tile_loadd(4, x + k, in * 2);
+      _tile_loadd(4, x + k, step * 2);
       _tile_loadd(6, panel + k * kLanes, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, next + k * kLanes, 64);
@@ -282,20 +312,20 @@ void multiply_tiles(const BFloat16* x, int rows, int64_t in, const BFloat16* pan
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < in; k += 32) {
-      _tile_loadd(4, x + k, in * 2);
+      _tile_loadd(4, x + k, step * 2);
       _tile_loadd(6, panel + k * kLanes, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, next + k * kLanes, 64);
       _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, lower + k, in * 2);
+      _tile_loadd(5, lower + k, step * 2);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(2, block + 16 * kColumns, kColumns * 4);
-    _tile_stored(3, block + 16 * kColumns + kLanes, kColumns * 4);
+    _tile_stored(2, block + 16 * width, width * 4);
+    _tile_stored(3, block + 16 * width + kLanes, width * 4);
   }
-  _tile_stored(0, block, kColumns * 4);
-  _tile_stored(1, block + kLanes, kColumns * 4);
+  _tile_stored(0, block, width * 4);
+  _tile_stored(1, block + kLanes, width * 4);
 }
 #else
 bool tiles_granted() { return false; }
@@ -304,12 +334,22 @@ struct Tiles {
   explicit Tiles(bool) {}
 };
 
-void multiply_tiles(const BFloat16*, int, int64_t, const BFloat16*, float*) {}
+void multiply_tiles(const Factors<BFloat16>&, int, float*, int64_t) {}
 #endif
 
 inline bool by_tiles(const BFloat16*, int64_t in) { return in % 32 == 0 && tiles_granted(); }
 inline bool by_tiles(const float*, int64_t) { return false; }
-inline void multiply_tiles(const float*, int, int64_t, const float*, float*) {}
+inline void multiply_tiles(const Factors<float>&, int, float*, int64_t) {}
+
+// block[m][0..31] = x[m] . two panels, for up to 32 rows; by tiles, x and block have room for 16 or 32 of them.
+template <class T>
+inline void multiply(const Factors<T>& of, int rows, float* block, int64_t width, bool tiled) {
+  if (tiled) {
+    multiply_tiles(of, rows, block, width);
+  } else {
+    multiply_vectors(of, rows, block, width);
+  }
+}
 
 // out (rows, out) = x @ weight.T + bias + other, within a parallel region whose threads call it together.
 // x has room for whole chunks of 32 rows, whatever lies there; other, and out, may be one another.
@@ -324,11 +364,8 @@ void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T*
     const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
     for (int64_t first = 0; first < rows; first += kChunk) {
       const int num = int(std::min<int64_t>(kChunk, rows - first));
-      if (tiled) {
-        multiply_tiles(x + first * layer.in, num, layer.in, panel, block);
-      } else {
-        multiply(x + first * layer.in, num, layer.in, panel, block);
-      }
+      const Factors<T> factors{x + first * layer.in, layer.in, layer.in, panel, panel + layer.in * kLanes};
+      multiply(factors, num, block, kColumns, tiled);
       for (int m = 0; m < num; ++m) {
         const int64_t start = (first + m) * layer.out + column;
         for (int64_t i = 0; i < width; i += kLanes) {
@@ -341,6 +378,8 @@ void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T*
     }
   }
 }
+
+#include "tree_attention.h"
 
 // Rows of keys or values, (length, size).
 template <class T>
@@ -756,6 +795,16 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
   }                                                                                                                    \
   extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
     _Pragma("omp parallel") attend(*step, *layer, states, out);                                                        \
+  }                                                                                                                    \
+  extern "C" void attend_trees_##name(const Trees* trees, const T* q, const T* k, const T* v, T* out,                  \
+                                      float* logsums) {                                                                \
+    _Pragma("omp parallel") attend_trees(*trees, q, k, v, out, logsums);                                               \
+  }                                                                                                                    \
+  extern "C" void attend_trees_backward_##name(const Trees* trees, const T* q, const T* k, const T* v, const T* out,   \
+                                               const float* logsums, const T* grad_out, T* grad_q, T* grad_k,          \
+                                               T* grad_v, float* parts) {                                              \
+    _Pragma("omp parallel")                                                                                            \
+        attend_trees_backward(*trees, q, k, v, out, logsums, grad_out, grad_q, grad_k, grad_v, parts);                 \
   }                                                                                                                    \
   extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {    \
     _Pragma("omp parallel") norm_rows(x, weight, out, rows, size, epsilon);                                            \

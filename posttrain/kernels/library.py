@@ -64,7 +64,8 @@ def _compiled(compiler: str) -> Path:
     """Return the path of the library, compiled now if this source was not yet, by this compiler for this CPU."""
     target = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     command = [compiler, *FLAGS, target, str(SOURCE)]
-    identity = "\n".join([SOURCE.read_text(), *command, _version(compiler), _cpu_features()])
+    sources = [file.read_text() for file in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    identity = "\n".join([*sources, *command, _version(compiler), _cpu_features()])
     path = _cache() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     if path.exists():
         return path

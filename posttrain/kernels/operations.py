@@ -56,6 +56,25 @@ class Attention(Structure):
         self.own_keys, self.own_values = (tensor.data_ptr() for tensor in completions)
 
 
+class Trees(Structure):
+    """Prompt trees in a packed sequence, and the attention within them."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("tokens", "heads", "kv_heads", "size", "count")),
+        *((name, c_void_p) for name in ("prompts", "branches", "first_branch")),
+        ("window", c_int64),
+        ("scaling", c_float),
+    ]
+
+
+class TreeSpans(NamedTuple):
+    """Where P trees lie in a packed sequence, which they cover; int64 tensors, contiguous."""
+
+    prompts: Tensor  # (P, 2): start and length
+    branches: Tensor  # (B, 2), tree by tree
+    first_branch: Tensor  # (P + 1,): the branches of tree p are those from first_branch[p] to first_branch[p + 1]
+
+
 class Layer(Structure):
     """A decoder layer of Llama's form."""
 
@@ -107,6 +126,8 @@ class Kernels:
             "linear": [c_void_p, c_int64, POINTER(PackedLinear), c_void_p, c_void_p],
             "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p],
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
+            "attend_trees": [POINTER(Trees)] + [c_void_p] * 5,
+            "attend_trees_backward": [POINTER(Trees)] + [c_void_p] * 10,
             "rms_norm": [c_void_p] * 3 + [c_int64, c_int64, c_float],
             "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
             "swiglu": [c_void_p] * 3 + [c_int64] * 3,
@@ -218,6 +239,39 @@ class Kernels:
         self._call["attend"](byref(step), byref(layer), self.at(states), self.at(out))
         return out
 
+    def attend_trees(
+        self, spans: TreeSpans, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend within prompt trees: a token sees its prompt and its own past, of these `window` tokens at most.
+
+        query `(T, H, D)`, key and value `(T, Hkv, D)`, D a multiple of COLUMNS. Returns `(T, H, D)`, and for each token
+        and head the logarithm of its softmax's sum, `(T, H)` in float32, which the backward pass needs.
+        """
+        trees = _trees(spans, query, key, value, scaling, window)
+        out, logsums = torch.empty_like(query), torch.empty(query.shape[:2])
+        self._call["attend_trees"](byref(trees), *map(self.at, (query, key, value, out)), logsums.data_ptr())
+        return out, logsums
+
+    def attend_trees_backward(
+        self,
+        spans: TreeSpans,
+        states: tuple[Tensor, Tensor, Tensor],
+        out: Tensor,
+        logsums: Tensor,
+        grad_out: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of `attend_trees` for its states query, key and value, from that of its result."""
+        trees = _trees(spans, *states, scaling, window)
+        query, key, value = map(torch.empty_like, states)
+        tokens, heads, size = out.shape
+        parts = torch.empty(2, heads, tokens, size)  # of keys and values, by query head
+        addresses = (*map(self.at, (*states, out)), logsums.data_ptr(), *map(self.at, (grad_out, query, key, value)))
+        self._call["attend_trees_backward"](byref(trees), *addresses, parts.data_ptr())
+        return query, key, value
+
     def decode_layers(self, step: Step, layers: "ctypes.Array[Layer]", hidden: Tensor) -> None:
         """Compute the hidden states `(B, E)` after all layers, in place."""
         self._call["decode_layers"](byref(step), layers, len(layers), self.at(hidden))
@@ -227,6 +281,17 @@ class Kernels:
         assert tensor.dtype == self.dtype, f"expected {self.dtype}, and got {tensor.dtype}"
         assert tensor.is_contiguous(), f"expected a contiguous tensor, and got strides {tensor.stride()}"
         return tensor.data_ptr()
+
+
+def _trees(spans: TreeSpans, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Trees:
+    tokens, heads, size = query.shape
+    kv_heads = key.shape[1]
+    assert key.shape == value.shape == (tokens, kv_heads, size), f"got keys {tuple(key.shape)}, {tuple(value.shape)}"
+    assert heads % kv_heads == size % COLUMNS == 0, f"got {heads} heads on {kv_heads} of {size}"
+    assert all(tensor.is_contiguous() for tensor in spans)
+    addresses = (tensor.data_ptr() for tensor in spans)
+    seen = tokens if window is None else window
+    return Trees(tokens, heads, kv_heads, size, len(spans.prompts), *addresses, seen, scaling)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

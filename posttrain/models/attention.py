@@ -5,6 +5,7 @@ transformers; a model loaded with `attn_implementation="posttrain"` then takes t
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +14,12 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from posttrain.errors import ModelError
-from posttrain.models.masked_attention import causal_bias, causal_mask, grouped_bias, masked_attention
+from posttrain.kernels.operations import TreeSpans
+from posttrain.models.masked_attention import causal_bias, masked_attention
+from posttrain.models.padded_trees import PaddedTrees
+from posttrain.models.tree_attention import Span, tree_attention, tree_kernels, tree_spans
 
 ATTENTION_NAME = "posttrain"
-
-Span = tuple[int, int]  # start and length in the packed sequence
 
 
 class AttentionLayout(Protocol):
@@ -124,8 +126,7 @@ class RowsLayout:
 class TreeLayout:
     """Prompt trees packed into one sequence: a completion token sees its prompt and its own past, nothing else.
 
-    Prompts are gathered to one padded grid and are causal; branches to another, where the keys of a row are its
-    prompt's and its own. Index tensors are built once here, biases once for each sliding window.
+    On a CPU by the compiled kernels, where these serve the model's heads; else in padded grids.
     """
 
     def __init__(
@@ -137,15 +138,17 @@ class TreeLayout:
         device: torch.device | str = "cpu",
     ) -> None:
         """Take the spans of prompts and branches, which cover the sequence, and the prompt of each branch."""
-        kept = [(span, prompts[prompt]) for span, prompt in zip(branches, branch_prompts, strict=True) if span[1]]
-        branches, parents = [span for span, _ in kept], [parent for _, parent in kept]
-        self._prompt_index = _grid(prompts, device)  # (P, Tp)
-        self._branch_index = _grid(branches, device)  # (B, Tc)
-        self._key_index = torch.cat([_grid(parents, device), self._branch_index], dim=1)  # (B, Tq + Tc)
-        self._parent_lengths = torch.tensor([length for _, length in parents], device=device)  # (B,)
-        self._scatter = self._scatter_index(prompts, branches).to(device)  # (T,)
-        self._longest = max((p[1] + b[1] for b, p in kept), default=0)
-        self._biases: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = {}
+        kept = [place for place, (_, length) in enumerate(branches) if length]
+        self._trees = prompts, [branches[place] for place in kept], [branch_prompts[place] for place in kept]
+        self._device = device
+
+    @cached_property
+    def _spans(self) -> TreeSpans:
+        return tree_spans(*self._trees)
+
+    @cached_property
+    def _padded(self) -> PaddedTrees:
+        return PaddedTrees(*self._trees, device=self._device)
 
     def attend(
         self,
@@ -158,73 +161,9 @@ class TreeLayout:
         sliding_window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Attend within each prompt, then from each branch; see `AttentionLayout.attend`."""
-        prompt_bias, branch_bias = self._biases_within(sliding_window, query.shape[1] // key.shape[1], query.dtype)
-        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)
-        of_prompts = masked_attention(
-            _gather(queries, self._prompt_index),
-            _gather(keys, self._prompt_index),
-            _gather(values, self._prompt_index),
-            prompt_bias,
-            scaling=scaling,
-            softcap=softcap,
-        )
-        attended = [of_prompts.transpose(1, 2).flatten(0, 1)]  # (P * Tp, H, Dv)
-        if self._branch_index.numel():
-            of_branches = masked_attention(
-                _gather(queries, self._branch_index),
-                _gather(keys, self._key_index),
-                _gather(values, self._key_index),
-                branch_bias,
-                scaling=scaling,
-                softcap=softcap,
-            )
-            attended.append(of_branches.transpose(1, 2).flatten(0, 1))
-        return torch.cat(attended).index_select(0, self._scatter)[None]  # (1, T, H, Dv)
-
-    def _biases_within(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """Return the biases of prompts (None: causal, without a window) and branches, built once for all layers."""
-        length = self._prompt_index.shape[1]
-        if window is not None and window >= max(self._longest, length):
-            window = None
-        if (window, groups, dtype) not in self._biases:
-            device = self._scatter.device
-            of_prompts = None if window is None else causal_bias(length, window, groups, dtype, device)
-            of_branches = grouped_bias(self._branch_mask(window), groups, dtype)
-            self._biases[window, groups, dtype] = of_prompts, of_branches
-        return self._biases[window, groups, dtype]
-
-    def _branch_mask(self, window: int | None) -> Tensor:
-        """Return the `(B, Tc, Tq + Tc)` mask from each branch token to its prompt and its own past."""
-        own_length = self._branch_index.shape[1]
-        prompt_keys = torch.arange(self._key_index.shape[1] - own_length, device=self._scatter.device)
-        own = torch.arange(own_length, device=self._scatter.device)
-        parent_lengths = self._parent_lengths[:, None, None]
-        to_prompt = (prompt_keys < parent_lengths).expand(-1, own_length, -1)  # (B, Tc, Tq)
-        if window is not None:
-            to_prompt = to_prompt & (parent_lengths + own[:, None] - prompt_keys < window)
-        to_own = causal_mask(own_length, window=window, device=self._scatter.device).expand(len(to_prompt), -1, -1)
-        return torch.cat([to_prompt, to_own], dim=2)
-
-    def _scatter_index(self, prompts: Sequence[Span], branches: Sequence[Span]) -> Tensor:
-        """Return where each token of the sequence lies in the prompt grid followed by the branch grid."""
-        index = torch.empty(sum(length for _, length in [*prompts, *branches]), dtype=torch.long)
-        offset = 0
-        for spans, grid in ((prompts, self._prompt_index), (branches, self._branch_index)):
-            for row, (start, length) in enumerate(spans):
-                index[start : start + length] = offset + row * grid.shape[1] + torch.arange(length)
-            offset += grid.numel()
-        return index
-
-
-def _grid(spans: Sequence[Span], device: torch.device | str) -> Tensor:
-    """Return the token indices of each span as `(spans, longest)`, padded with the span's last token."""
-    starts = torch.tensor([start for start, _ in spans], dtype=torch.long, device=device)[:, None]
-    lengths = torch.tensor([length for _, length in spans], dtype=torch.long, device=device)[:, None]
-    longest = max((length for _, length in spans), default=0)
-    return starts + torch.arange(longest, device=device).minimum(lengths - 1)
-
-
-def _gather(states: Tensor, index: Tensor) -> Tensor:
-    """Gather `(T, H, D)` at `(B, L)` into `(B, H, L, D)`."""
-    return states.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+        """Attend within each prompt, and from each branch; see `AttentionLayout.attend`."""
+        states = tuple(each[0].transpose(0, 1) for each in (query, key, value))  # (T, H, D)
+        kernels = tree_kernels(query, value) if softcap is None else None
+        if kernels is None:
+            return self._padded.attend(*states, scaling=scaling, window=sliding_window, softcap=softcap)[None]
+        return tree_attention(kernels, self._spans, *states, scaling=scaling, window=sliding_window)[None]

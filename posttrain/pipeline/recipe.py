@@ -346,4 +346,5 @@ def _link_problems(
     if stage.init_from and (named := [entry for entry in own if entry.key == ("model", "name_or_path")]):
         yield f"{named[0].origin}: the model comes from init_from = {stage.init_from}; remove one of the two"
     if isinstance(stage.settings, CompareSettings) and stage.settings.baseline not in stage.settings.models:
-        yield f"{stage.where}: the baseline {stage.settings.baseline} must be one of models"
+        near = near_match(stage.settings.baseline, stage.settings.models, known=stage.settings.models)
+        yield f"{lines.get('baseline', stage.where)}: the baseline {stage.settings.baseline} is none of models{near}"

@@ -81,16 +81,25 @@ def test_layout_equals_separate_sequences(make_model: MakeModel, family: str, la
     assert_same(of_batch(model, build_batch(TREES, layout=layout)), of_separate_sequences(model, TREES))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma3_text", "mistral"])
+def test_trees_equal_separate_sequences_with_heads_that_the_kernels_serve(make_model: MakeModel, family: str) -> None:
+    """Their heads are a multiple of 32; trees of several blocks of 32 keys, and windows that end within them."""
+    window = {"sliding_window": 40} if family in ("qwen2", "gemma3_text", "mistral") else {}
+    model = make_model(family, head_dim=32, **window)
+    trees = random_trees([(45, [33, 8, 40]), (1, [6]), (32, [32, 2])])
+    assert_same(of_batch(model, build_batch(trees)), of_separate_sequences(model, trees))
+
+
 shapes = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=4)), min_size=1, max_size=4
 ).filter(lambda shapes: any(length for _, branches in shapes for length in branches))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(shapes=shapes, seed=st.integers(0, 1000))
-def test_any_tree_equals_separate_sequences(make_model: MakeModel, shapes, seed: int) -> None:
+@given(shapes=shapes, seed=st.integers(0, 1000), head_dim=st.sampled_from([8, 32]))
+def test_any_tree_equals_separate_sequences(make_model: MakeModel, shapes, seed: int, head_dim: int) -> None:
     trees = random_trees(shapes, seed)
-    model = make_model("llama")
+    model = make_model("llama", head_dim=head_dim)
     assert_same(of_batch(model, build_batch(trees)), of_separate_sequences(model, trees))
 
 

@@ -173,7 +173,7 @@ def test_the_name_is_the_flags_then_the_files_then_the_files_stem(tmp_path):
             '["base", "sft"]',
             "r.toml:26: stage comparison needs sft, which is of type sft and makes no evaluation",
         ),
-        ('baseline = "base"', 'baseline = "sft"', "the baseline sft must be one of models"),
+        ('baseline = "base"', 'baseline = "sft"', "the baseline sft is none of models"),
         ('baseline = "base"', 'init_from = "sft"\nbaseline = "base"', "a stage of type compare starts from no model"),
         ('["base", "sft_eval"]', '["base"]', "models must be a list of at least 2, each a string"),
         ("[stage.base]", "[stage]\nx = 1\n[stage.base]", "a stage is a table"),

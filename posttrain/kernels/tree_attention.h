@@ -1,0 +1,303 @@
+// Attention within prompt trees, forward and backward, without a score that nobody sees: included by kernels.cpp.
+//
+// After FlashAttention-2 (Dao 2023, arXiv 2307.08691): scores are computed again in the backward pass, of which only the
+// softmax's logarithms are kept. A task is one head of one tree, so that a prompt's keys are packed once for all of its
+// branches and its gradients have one writer; keys are read in blocks of 32, which end past the last one in zeros.
+
+constexpr int64_t kQueries = 128;  // queries of a span against which keys are read at a time in the backward pass
+
+inline int64_t whole(int64_t count) { return (count + kChunk - 1) / kChunk * kChunk; }
+
+struct Span {
+  int64_t start, length;  // in the packed sequence
+};
+
+// The layout below is that of the structure of the same name in operations.py.
+struct Trees {
+  int64_t tokens, heads, kv_heads, size;
+  int64_t count;  // of trees
+  const Span* prompts;
+  const Span* branches;         // of all trees, tree by tree
+  const int64_t* first_branch;  // of each tree, and where the last one's end
+  int64_t window;               // keys that a query sees at most, itself one of them
+  float scaling;
+};
+
+// Rows `step` elements apart to (count, size), and zeros up to a whole number of chunks.
+template <class T>
+void gather(const T* from, int64_t step, int64_t count, int64_t size, T* to) {
+  for (int64_t row = 0; row < count; ++row) std::memcpy(to + row * size, from + row * step, size * sizeof(T));
+  std::memset(static_cast<void*>(to + count * size), 0, (whole(count) - count) * size * sizeof(T));
+}
+
+// Rows (count, size) as panels of which rows are the outputs: 16 rows each, `size` inputs.
+inline void pack_outputs(const float* rows, int64_t count, int64_t size, float* panels) {
+  for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes)
+    for (int64_t i = 0; i < size; ++i)
+      for (int lane = 0; lane < kLanes; ++lane) panels[i * kLanes + lane] = rows[(first + lane) * size + i];
+}
+
+inline void pack_outputs(const BFloat16* rows, int64_t count, int64_t size, BFloat16* panels) {
+  for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes)
+    for (int64_t i = 0; i < size; i += 2)
+      for (int lane = 0; lane < kLanes; ++lane)
+        std::memcpy(panels + (i / 2 * kLanes + lane) * 2, rows + (first + lane) * size + i, 2 * sizeof(BFloat16));
+}
+
+// Rows (count, size) as panels of which rows are the inputs: 16 of their `size` columns each; `room` inputs of a panel.
+template <class T>
+void pack_inputs(const T* rows, int64_t count, int64_t size, T* panels, int64_t room) {
+  for (int64_t column = 0; column < size; column += kLanes, panels += room * kLanes)
+    for (int64_t row = 0; row < count; row += 2)
+      store_inputs(panels + row * kLanes, load(rows + row * size + column), load(rows + (row + 1) * size + column));
+}
+
+// Who sees whom in a span: its queries, counted from 0, see `past` keys, which take the rows before `own`, and their own.
+struct View {
+  int64_t past, own, window;
+
+  int64_t distance(int64_t query, int64_t key) const { return key < own ? past + query - key : query - (key - own); }
+
+  // Whether 32 queries from `query` on see 32 keys from `key` on, each of them each.
+  bool whole_block(int64_t query, int64_t key) const {
+    const bool seen = key < own ? key + kChunk <= past : key - own + kChunk - 1 <= query;
+    return seen && distance(query + kChunk - 1, key) < window;
+  }
+
+  // 1 in those lanes of 16 queries, from `query` on, that see the key, 0 in the others.
+  Vec seen(int64_t query, int64_t key) const {
+    Vec lanes{};
+    if (key < own && key >= past) return lanes;
+    const int64_t first = distance(query, key);
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = first + lane >= 0 && first + lane < window;
+    return lanes;
+  }
+};
+
+// A tree, and one of its heads.
+template <class T>
+struct HeadOfTree {
+  const Trees& trees;
+  int64_t tree, head;
+  int64_t kv_head = head / (trees.heads / trees.kv_heads);
+  Span prompt = trees.prompts[tree];
+  int64_t own = whole(prompt.length);  // where a branch's keys begin
+  int64_t room = own + [this] {        // keys that a branch sees at most, in whole chunks
+    int64_t longest = 0;
+    for (int64_t i = trees.first_branch[tree]; i < trees.first_branch[tree + 1]; ++i)
+      longest = std::max(longest, trees.branches[i].length);
+    return whole(longest);
+  }();
+
+  int64_t query_at(int64_t token) const { return (token * trees.heads + head) * trees.size; }
+  int64_t key_at(int64_t token) const { return (token * trees.kv_heads + kv_head) * trees.size; }
+  int64_t query_step() const { return trees.heads * trees.size; }
+  int64_t key_step() const { return trees.kv_heads * trees.size; }
+
+  // Call for the prompt, then for each branch: with its span, and who sees whom in it.
+  template <class Visit>
+  void for_spans(const Visit& visit) const {
+    visit(prompt, View{0, 0, trees.window});
+    for (int64_t i = trees.first_branch[tree]; i < trees.first_branch[tree + 1]; ++i)
+      visit(trees.branches[i], View{prompt.length, own, trees.window});
+  }
+};
+
+// out (tokens, heads, size) and, for each token and head, the logarithm of the sum of its exponentials.
+template <class T>
+void attend_trees(const Trees& trees, const T* q, const T* k, const T* v, T* out, float* logsums) {
+  const int64_t size = trees.size;
+  const bool tiled = by_tiles(q, kChunk);
+  const Tiles tiles(tiled);
+  std::vector<T> rows, keys, values, queries(kChunk * size), weights;
+  std::vector<float> scores;
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t task = 0; task < trees.count * trees.heads; ++task) {
+    const HeadOfTree<T> of{trees, task / trees.heads, task % trees.heads};
+    const int64_t room = of.room;
+    rows.resize(room * size), keys.resize(room * size), values.resize(room * size);
+    scores.resize(kChunk * room), weights.resize(kChunk * room);
+    of.for_spans([&](Span span, View view) {
+      const auto place = [&](const T* states) {
+        gather(states + of.key_at(span.start), of.key_step(), span.length, size, rows.data());
+      };
+      place(k), pack_outputs(rows.data(), whole(span.length), size, keys.data() + view.own * size);
+      place(v), pack_inputs(rows.data(), whole(span.length), size, values.data() + view.own * kLanes, room);
+
+      for (int64_t first = 0; first < span.length; first += kChunk) {
+        const int num = int(std::min<int64_t>(kChunk, span.length - first));
+        const int64_t seen = view.own + first + kChunk;  // keys, the last ones by the last queries only
+        gather(q + of.query_at(span.start + first), of.query_step(), num, size, queries.data());
+        for (int64_t key = 0; key < seen; key += kColumns) {
+          const T* panel = keys.data() + key * size;
+          multiply(Factors<T>{queries.data(), size, size, panel, panel + size * kLanes}, num, scores.data() + key, room,
+                   tiled);
+        }
+        float inverse[kChunk];
+        for (int m = 0; m < num; ++m) {
+          float* row = scores.data() + m * room;
+          const auto hide = [&](int64_t from, int64_t to) {
+            if (from < to) std::fill(row + from, row + to, -INFINITY);
+          };
+          const int64_t query = first + m, position = view.past + query;
+          const int64_t from = std::max<int64_t>(0, position - view.window + 1);  // the first key that is seen
+          hide(0, std::min(from, view.past)), hide(view.past, view.own);
+          hide(view.own, view.own + from - view.past), hide(view.own + query + 1, seen);
+          Vec most = filled(-INFINITY), total{};
+          for (int64_t key = 0; key < seen; key += kLanes) {
+            const Vec x = load(row + key);
+            most = x > most ? x : most;
+          }
+          const float peak = largest(most);
+          for (int64_t key = 0; key < seen; key += kLanes) {
+            const Vec weight = exponential((load(row + key) - peak) * trees.scaling);
+            store(weights.data() + m * room + key, weight);
+            total += weight;
+          }
+          inverse[m] = 1.0f / sum(total);
+          logsums[(span.start + query) * trees.heads + of.head] = peak * trees.scaling + std::log(sum(total));
+        }
+        alignas(64) float block[kChunk * kColumns];
+        for (int64_t column = 0; column < size; column += kColumns) {
+          const T* panel = values.data() + column * room;
+          multiply(Factors<T>{weights.data(), room, seen, panel, panel + room * kLanes}, num, block, kColumns, tiled);
+          for (int m = 0; m < num; ++m)
+            for (int i = 0; i < kColumns; i += kLanes)
+              store(out + of.query_at(span.start + first + m) + column + i, load(block + m * kColumns + i) * inverse[m]);
+        }
+      }
+    });
+  }
+}
+
+// The gradients of the above; those for keys and values by query head, (2, heads, tokens, size), in `parts` first.
+template <class T>
+void attend_trees_backward(const Trees& trees, const T* q, const T* k, const T* v, const T* out, const float* logsums,
+                           const T* grad_out, T* grad_q, T* grad_k, T* grad_v, float* parts) {
+  const int64_t size = trees.size, group = trees.heads / trees.kv_heads;
+  const bool tiled = by_tiles(q, kChunk);
+  const Tiles tiles(tiled);
+  std::vector<T> keys, keys_by_column, values, queries(kQueries * size), queries_out(kQueries * size),
+      queries_in(kQueries * size), grads(kQueries * size), grads_out(kQueries * size), grads_in(kQueries * size), weights,
+      grad_scores, grad_scores_in;
+  std::vector<float> grad_keys, grad_values;
+  alignas(64) float block[kChunk * kColumns], grad_block[kChunk * kColumns];
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t task = 0; task < trees.count * trees.heads; ++task) {
+    const HeadOfTree<T> of{trees, task / trees.heads, task % trees.heads};
+    const int64_t room = of.room;
+    for (auto* rows : {&keys, &keys_by_column, &values}) rows->resize(room * size);
+    for (auto* sums : {&grad_keys, &grad_values}) sums->assign(room * size, 0.0f);
+    for (auto* scores : {&weights, &grad_scores, &grad_scores_in}) scores->resize(room * kQueries);
+    const auto write = [&](Span span, int64_t first_key) {
+      const int64_t at = (of.head * trees.tokens + span.start) * size;
+      const auto copy = [&](const std::vector<float>& sums, float* to) {
+        std::memcpy(to + at, sums.data() + first_key * size, span.length * size * sizeof(float));
+      };
+      copy(grad_keys, parts), copy(grad_values, parts + trees.heads * trees.tokens * size);
+    };
+    of.for_spans([&](Span span, View view) {
+      gather(k + of.key_at(span.start), of.key_step(), span.length, size, keys.data() + view.own * size);
+      gather(v + of.key_at(span.start), of.key_step(), span.length, size, values.data() + view.own * size);
+      const int64_t end = view.own + whole(span.length);
+      for (int64_t key = view.own; key < end; ++key)
+        for (int64_t i = 0; i < size; ++i) keys_by_column[i * room + key] = keys[key * size + i];
+      for (auto* sums : {&grad_keys, &grad_values})
+        std::fill(sums->begin() + view.own * size, sums->begin() + end * size, 0.0f);
+
+      for (int64_t first = 0; first < span.length; first += kQueries) {
+        const int64_t num = std::min(kQueries, span.length - first), width = whole(num);
+        const int64_t at = of.query_at(span.start + first), step = of.query_step();
+        gather(q + at, step, num, size, queries.data());
+        gather(grad_out + at, step, num, size, grads.data());
+        pack_outputs(queries.data(), width, size, queries_out.data());
+        pack_outputs(grads.data(), width, size, grads_out.data());
+        pack_inputs(queries.data(), width, size, queries_in.data(), width);
+        pack_inputs(grads.data(), width, size, grads_in.data(), width);
+        alignas(64) float logsum[kQueries], shared[kQueries];  // of each query; shared: its weights' mean gradient
+        for (int64_t j = 0; j < width; ++j) {
+          logsum[j] = j < num ? logsums[(span.start + first + j) * trees.heads + of.head] : INFINITY;
+          Vec products{};
+          for (int64_t i = 0; j < num && i < size; i += kLanes)
+            products += load(out + at + j * step + i) * load(grads.data() + j * size + i);
+          shared[j] = sum(products);
+        }
+
+        const int64_t seen = view.own + first + width;
+        for (int64_t key = 0; key < seen; key += kChunk) {
+          // Of its own keys, queries before a chunk see none of it.
+          const int64_t begin = key < view.own ? 0 : std::max<int64_t>(0, key - view.own - first);
+          for (int64_t j = begin; j < width; j += kColumns) {
+            const auto against = [&](const std::vector<T>& of_keys, const std::vector<T>& of_queries, float* to) {
+              const T* panel = of_queries.data() + j * size;
+              multiply(Factors<T>{of_keys.data() + key * size, size, size, panel, panel + size * kLanes}, kChunk, to,
+                       kColumns, tiled);
+            };
+            against(keys, queries_out, block), against(values, grads_out, grad_block);
+            const bool all = view.whole_block(first + j, key);
+            for (int lane = 0; lane < kColumns; lane += kLanes) {
+              const Vec total = load(logsum + j + lane), mean = load(shared + j + lane);
+              for (int m = 0; m < kChunk; m += 2) {
+                Vec changes[2];
+                for (int odd = 0; odd < 2; ++odd) {
+                  const int64_t from = (m + odd) * kColumns + lane, to = (key + m + odd) * kQueries + j + lane;
+                  Vec weight = exponential(load(block + from) * trees.scaling - total);
+                  if (!all) weight *= view.seen(first + j + lane, key + m + odd);
+                  changes[odd] = weight * (load(grad_block + from) - mean) * trees.scaling;
+                  store(weights.data() + to, weight), store(grad_scores.data() + to, changes[odd]);
+                }
+                T* panel = grad_scores_in.data() + (j + lane) * room;
+                store_inputs(panel + (key + m) * kLanes, changes[0], changes[1]);
+              }
+            }
+          }
+          const auto add = [&](const std::vector<T>& scores, const std::vector<T>& of_queries, std::vector<float>& sums) {
+            for (int64_t column = 0; column < size; column += kColumns) {
+              const T* panel = of_queries.data() + column * width + begin * kLanes;
+              multiply(Factors<T>{scores.data() + key * kQueries + begin, kQueries, width - begin, panel,
+                                  panel + width * kLanes},
+                       kChunk, block, kColumns, tiled);
+              for (int m = 0; m < kChunk; ++m)
+                for (int i = 0; i < kColumns; i += kLanes) {
+                  float* to = sums.data() + (key + m) * size + column + i;
+                  store(to, load(to) + load(block + m * kColumns + i));
+                }
+            }
+          };
+          add(weights, grads_in, grad_values), add(grad_scores, queries_in, grad_keys);
+        }
+
+        for (int64_t j = 0; j < width; j += kColumns) {
+          const int64_t depth = view.own + first + j + kColumns;
+          for (int64_t column = 0; column < size; column += kChunk) {
+            const T* panel = grad_scores_in.data() + j * room;
+            multiply(Factors<T>{keys_by_column.data() + column * room, room, depth, panel, panel + room * kLanes}, kChunk,
+                     block, kColumns, tiled);
+            for (int64_t m = 0; m < std::min<int64_t>(kColumns, num - j); ++m) {
+              float row[kChunk];
+              for (int i = 0; i < kChunk; ++i) row[i] = block[i * kColumns + m];
+              for (int i = 0; i < kChunk; i += kLanes) store(grad_q + at + (j + m) * step + column + i, load(row + i));
+            }
+          }
+        }
+      }
+      if (view.own) write(span, view.own);
+    });
+    write(of.prompt, 0);  // its branches have added to it
+  }
+
+#pragma omp for schedule(static)
+  for (int64_t token = 0; token < trees.tokens; ++token) {
+    for (int64_t kv_head = 0; kv_head < trees.kv_heads; ++kv_head) {
+      for (int64_t i = 0; i < size; i += kLanes) {
+        Vec of_keys{}, of_values{};
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+          const float* from = parts + (head * trees.tokens + token) * size + i;
+          of_keys += load(from), of_values += load(from + trees.heads * trees.tokens * size);
+        }
+        store(grad_k + (token * trees.kv_heads + kv_head) * size + i, of_keys);
+        store(grad_v + (token * trees.kv_heads + kv_head) * size + i, of_values);
+      }
+    }
+  }
+}

@@ -1,0 +1,154 @@
+"""Attention within trees by the compiled kernels against masked softmax in float64, forward and backward."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from posttrain.kernels.operations import Kernels, compiled_kernels
+from posttrain.models.attention import TreeLayout
+from posttrain.models.tree_attention import Span, tree_attention, tree_spans
+
+Trees = Sequence[tuple[int, Sequence[int]]]  # lengths of each prompt and of its branches
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2**-6}  # of the largest entry, or of 1
+BLOCKS: list[Trees] = [
+    [(5, [3])],
+    [(1, [1, 1]), (1, [])],
+    [(32, [32]), (31, [33, 1])],
+    [(33, [40, 7, 1]), (10, []), (64, [31])],
+    [(200, [150, 131, 64])],
+    [(129, [257])],
+]
+
+
+def kernels_of(dtype: torch.dtype) -> Kernels:
+    found = compiled_kernels(torch.device("cpu"), dtype)
+    if found is None:
+        pytest.skip("no C++ compiler on this machine")
+    return found
+
+
+def spans_of(trees: Trees) -> tuple[list[Span], list[Span], list[int]]:
+    """Return prompts, branches and each one's prompt, packed tree by tree."""
+    prompts, branches, parents, start = [], [], [], 0
+    for tree, (prompt, lengths) in enumerate(trees):
+        prompts.append((start, prompt))
+        start += prompt
+        for length in lengths:
+            branches.append((start, length))
+            parents.append(tree)
+            start += length
+    return prompts, branches, parents
+
+
+def mask_of(trees: Trees, window: int | None) -> Tensor:
+    """Return the `(T, T)` mask, True where the token of the row sees that of the column."""
+    prompts, branches, parents = spans_of(trees)
+    tokens = sum(length for _, length in [*prompts, *branches])
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for span, parent in [*zip(prompts, [None] * len(prompts), strict=True), *zip(branches, parents, strict=True)]:
+        past = [] if parent is None else range(prompts[parent][0], sum(prompts[parent]))
+        for token in range(span[0], sum(span)):
+            seen = [*past, *range(span[0], token + 1)]
+            mask[token, seen[-window:] if window else seen] = True
+    return mask
+
+
+def check(dtype: torch.dtype, trees: Trees, window: int | None, *, heads: int, kv_heads: int, size: int) -> None:
+    kernels, generator = kernels_of(dtype), torch.Generator().manual_seed(0)
+    mask = mask_of(trees, window)
+
+    def states(count: int) -> Tensor:
+        return torch.randn(len(mask), count, size, generator=generator).to(dtype)
+
+    given_states, grad_out = [states(count) for count in (heads, kv_heads, kv_heads)], states(heads)
+    query, key, value = (each.double().requires_grad_() for each in given_states)
+    key_of, value_of = (each.repeat_interleave(heads // kv_heads, dim=1) for each in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key_of) * 0.3
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = torch.einsum("hqk,khd->qhd", weights, value_of)
+    expected.backward(grad_out.double())
+
+    ours = [each.clone().requires_grad_() for each in given_states]
+    prompts, branches, parents = spans_of(trees)
+    out = tree_attention(kernels, tree_spans(prompts, branches, parents), *ours, scaling=0.3, window=window)
+    out.backward(grad_out)
+    for got, wanted in zip(
+        [out, *(each.grad for each in ours)], [expected, query.grad, key.grad, value.grad], strict=True
+    ):
+        assert got is not None
+        assert wanted is not None
+        assert (got.double() - wanted).abs().max() <= TOLERANCES[dtype] * max(float(wanted.abs().max()), 1.0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 64])
+@pytest.mark.parametrize("trees", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_trees_of_all_block_sizes(dtype: torch.dtype, trees: Trees, window: int | None) -> None:
+    check(dtype, trees, window, heads=6, kv_heads=2, size=64)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(1, 1, 32), (4, 4, 96), (3, 1, 128), (2, 1, 256)])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_heads_of_all_sizes(dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> None:
+    check(dtype, [(40, [9, 33]), (3, [70])], None, heads=heads, kv_heads=kv_heads, size=size)
+
+
+lengths = st.integers(1, 140)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    trees=st.lists(st.tuples(lengths, st.lists(lengths, max_size=4)), min_size=1, max_size=3),
+    window=st.none() | st.integers(1, 200),
+    dtype=st.sampled_from(list(TOLERANCES)),
+)
+def test_any_tree(trees: Trees, window: int | None, dtype: torch.dtype) -> None:
+    check(dtype, trees, window, heads=2, kv_heads=1, size=32)
+
+
+def test_the_order_of_branches_does_not_matter() -> None:
+    """Branches of two prompts in turn, as a layout may have them."""
+    prompts, branches, parents = [(0, 3), (3, 2)], [(5, 2), (7, 3), (10, 1)], [1, 0, 1]
+    query, key, value = (torch.randn(1, heads, 11, 32) for heads in (2, 1, 1))
+    arguments = {"scaling": 0.2, "sliding_window": None, "softcap": None}
+    kernels_of(torch.float32)
+    layout = TreeLayout(prompts, branches, parents)
+    got = layout.attend(0, query, key, value, **arguments)  # type: ignore[arg-type]
+    plain = layout.attend(0, query.double(), key.double(), value.double(), **arguments)  # type: ignore[arg-type]
+    torch.testing.assert_close(got.double(), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
+    kernels = kernels_of(dtype)
+    trees: Trees = [(70, [33, 90]), (40, [5])]
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(238, heads, 32, generator=generator).to(dtype) for heads in (4, 2, 2)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            ours = [each.clone().requires_grad_() for each in states]
+            out = tree_attention(kernels, tree_spans(*spans_of(trees)), *ours, scaling=0.2, window=None)
+            out.sum().backward()
+            found.append([out, *(each.grad for each in ours)])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_large_scores_stay_finite() -> None:
+    """Scores of hundreds, of which one takes all of the softmax, and keys that a query does not see above them."""
+    kernels = kernels_of(torch.float32)
+    states = [torch.randn(9, 1, 32) * 100 for _ in range(3)]
+    ours = [each.requires_grad_() for each in states]
+    out = tree_attention(kernels, tree_spans([(0, 4)], [(4, 5)], [0]), *ours, scaling=1.0, window=None)
+    out.sum().backward()
+    assert all(each.isfinite().all() for each in [out, *(one.grad for one in ours if one.grad is not None)])
