@@ -95,7 +95,7 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 
 def _place(point: Mapping[str, Any]) -> str:
-    return f"step {point['step']} (KL {point['kl']['mean']:.2g})" if point["step"] != START else "the start"
+    return f"step {point['step']} (KL {point['kl']['mean']:.3g})" if point["step"] != START else "the start"
 
 
 def _change(mean: Mapping[str, float]) -> str:

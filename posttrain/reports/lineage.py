@@ -9,9 +9,11 @@ from typing import Any
 
 from posttrain.reports.inputs import Course, Evaluation, Inputs, read_course, stage_of
 
+FRONTIER = "artifact/frontier.json"  # what a frontier stage leaves
+
 
 def every_stage(inputs: Inputs) -> list[Course]:
-    """Return each stage that a report's models and evaluations came from, once, in an order in which they can run."""
+    """Return each stage that a report shows something of, once, in an order in which they can run."""
     found: dict[Path, Course] = {}
     for model in inputs.models:
         for course in model.courses:
@@ -20,7 +22,18 @@ def every_stage(inputs: Inputs) -> list[Course]:
         for evaluation in model.evaluations.values():
             if (stage := evaluation_stage(evaluation)) is not None:
                 _visit(stage, found)
+    for model in inputs.models:
+        for course in model.courses:
+            for stage in frontier_stages(course):
+                _visit(stage, found)
     return list(found.values())
+
+
+def frontier_stages(course: Course) -> list[Course]:
+    """Return the frontier stages beside a training stage that followed its policies to the end."""
+    places = [file.parents[1] for file in sorted(course.path.resolve().parent.glob(f"*/{FRONTIER}"))]
+    beside = [stage for place in places if (stage := read_course(place)) is not None]
+    return [stage for stage in beside if Path(stage.settings["policies"]).name == course.path.name]
 
 
 def evaluation_stage(evaluation: Evaluation) -> Course | None:

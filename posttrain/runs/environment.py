@@ -37,8 +37,9 @@ def describe_environment(seed: int) -> dict[str, Any]:
 
 def command_line() -> str:
     """Return the command that started this process, as one would type it."""
-    program = Path(sys.argv[0]).name
-    shown = [program] if program == "posttrain" else ["python", sys.argv[0]]
+    program = Path(sys.argv[0])
+    ours = program.name == "posttrain" or program.parts[-3:] == ("posttrain", "cli", "__main__.py")
+    shown = ["posttrain"] if ours else ["python", sys.argv[0]]
     return shlex.join([*shown, *sys.argv[1:]])
 
 

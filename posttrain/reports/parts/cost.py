@@ -175,8 +175,8 @@ def _row(cost: Cost, *, redone: bool) -> tuple[Cell, ...]:
 def _memory(cost: Cost) -> Cell:
     if cost.peak_memory is None:
         return NONE
-    device = f"{cost.accelerator_memory / 2**30:.2f} GiB on the device" if cost.accelerator_memory else ""
-    return Cell(f"{cost.peak_memory / 2**30:.2f} GiB", device)
+    device = f"{cost.accelerator_memory / 1e9:.2f} GB on the device" if cost.accelerator_memory else ""
+    return Cell(f"{cost.peak_memory / 1e9:.2f} GB", device)
 
 
 def _tokens(count: int | None, a_second: float | None) -> Cell:

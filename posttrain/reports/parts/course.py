@@ -123,7 +123,7 @@ def _findings(label: str, objective: Objective | None, split: Split | None) -> I
         gold = "fell" if split.kind == "falls" else "stayed behind"
         yield Finding(
             "warning",
-            f"{label}: reward and {objective.gold} parted after step {split.at}: the reward rose "
+            f"{label}: looking back, reward and {objective.gold} parted after step {split.at}: the reward rose "
             f"{_from_to(split.proxy)}, {objective.gold} {gold}, {_from_to(split.gold)}.",
         )
     if objective.graded is None:

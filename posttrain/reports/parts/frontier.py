@@ -4,16 +4,15 @@ Floor 5.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.evals.frontier import sentence
 from posttrain.reports.figures.curves import Frontier, frontier
-from posttrain.reports.inputs import Course, Inputs
+from posttrain.reports.inputs import Inputs
+from posttrain.reports.lineage import FRONTIER, frontier_stages
 from posttrain.reports.part import Figure, Finding, Part, Tone
 from posttrain.reports.tables import Cell, Table
-from posttrain.runs.identity import SETTINGS
 
 TITLE = "Over-optimisation"
 ABSENT = (
@@ -28,8 +27,8 @@ NOTE = (
     "95%; those of a fall since the peak hold for all steps together that might have been the peak."
 )
 FITS = {  # the forms of that paper, d = sqrt(KL)
-    "rl": "policies: d ({alpha:.3g} - {beta:.3g} log d), off by {rmse:.2g}",
-    "best_of_n": "best of n: d ({alpha:.3g} - {beta:.3g} d), off by {rmse:.2g}",
+    "rl": "policies: d ({alpha:.3g} - ({beta:.3g}) log d), off by {rmse:.2g}",
+    "best_of_n": "best of n: d ({alpha:.3g} - ({beta:.3g}) d), off by {rmse:.2g}",
 }
 TONES: dict[str, Tone] = {"over-optimised": "warning", "fell": "worse", "holds": "note"}
 
@@ -45,8 +44,8 @@ def read_frontiers(inputs: Inputs) -> dict[str, Any]:
     for model in inputs.models:
         for course in model.courses:
             name = model.name if len(model.courses) == 1 else f"{model.name}, seed {course.seed}"
-            for content in _frontiers_of(course):
-                found[name] = content
+            for stage in frontier_stages(course):
+                found[name] = json.loads((stage.path / FRONTIER).read_bytes())
     return found
 
 
@@ -67,18 +66,10 @@ def part_of_frontiers(frontiers: Mapping[str, Mapping[str, Any]], *, order: Sequ
     )
 
 
-def _frontiers_of(course: Course) -> Iterator[dict[str, Any]]:
-    """Yield the frontiers beside a training stage that follow its policies."""
-    for file in sorted(course.path.resolve().parent.glob("*/artifact/frontier.json")):
-        settings = json.loads((file.parents[1] / SETTINGS).read_bytes())
-        if Path(settings["policies"]).name == course.path.name:
-            yield json.loads(file.read_bytes())
-
-
 def _figure(number: int, name: str, found: Mapping[str, Any], order: Sequence[str]) -> Figure:
     points, chosen = found["points"], found["best_of_n"]
     ends = f"proxy from {_mean(points[0], 'proxy')} to {_mean(points[-1], 'proxy')}"
-    golds = ", ".join(f"step {p['step']} {_mean(p, 'gold')} at KL {p['kl']['mean']:.2g}" for p in points)
+    golds = ", ".join(f"step {p['step']} {_mean(p, 'gold')} at KL {p['kl']['mean']:.3g}" for p in points)
     best = f"best of {chosen[-1]['n']}: proxy {_mean(chosen[-1], 'proxy')}, gold {_mean(chosen[-1], 'gold')}"
     draw = frontier(
         [_curve(name, points, [point["kl"]["mean"] for point in points])],

@@ -65,6 +65,7 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
         shown = first_shown([row for evaluation in (first, *others) for row in evaluation.samples])
         tables.append(_table(task, baseline.name, judge, rates, agreements))
         findings += [*_findings(task, baseline.name, rates), *_order_findings(task, shown)]
+        findings += _agreement_findings(task, judge, agreements)
         data[task] = {
             "judge": judge,
             "first_shown_rate": None if shown is None else {"mean": shown.rate, **shown.interval._asdict()},
@@ -157,6 +158,17 @@ def _findings(task: str, baseline: str, rates: list[WinRate]) -> Iterator[Findin
             )
 
 
+def _agreement_findings(task: str, judge: str, agreements: Mapping[str, Agreement | None]) -> Iterator[Finding]:
+    """Say where a judge prefers answers with the lower grade."""
+    for model, found in agreements.items():
+        if found is not None and found.accuracy.interval.high < 0.5:
+            yield Finding(
+                "warning",
+                f"Of {found.items} prompts of {task} on which {model} and the baseline differ in their grade, {judge} "
+                f"prefers the better answer on {found.accuracy.rate:.0%}: it is no judge of this task.",
+            )
+
+
 def _table(
     task: str, baseline: str, judge: str, rates: list[WinRate], agreements: Mapping[str, Agreement | None]
 ) -> Table:
@@ -179,8 +191,7 @@ def _agreement_cell(found: Agreement | None) -> Cell:
     if found is None:
         return Cell("-")
     low, high = found.accuracy.interval
-    kappa = "" if found.kappa is None else f"kappa {found.kappa:.2f}, "
-    return Cell(_percent(found.accuracy.rate), f"{kappa}{_percent(low)} to {_percent(high)} of {found.items}")
+    return Cell(_percent(found.accuracy.rate), f"{_percent(low)} to {_percent(high)}, {found.items} prompts")
 
 
 def _plain_agreement(found: Agreement | None) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def test_a_reward_that_rises_while_gold_falls_is_named_with_its_step() -> None:
     (text,) = texts(part)
     split = strict_json(part)["models"]["grpo"]["split"]
     assert part.findings[0].tone == "warning"
-    assert text.startswith(f"grpo: reward and r1_zero parted after step {split['at']}: the reward rose from ")
+    assert text.startswith(
+        f"grpo: looking back, reward and r1_zero parted after step {split['at']}: the reward rose from "
+    )
     assert "r1_zero fell, from " in text
     assert 12 <= split["at"] <= 34
     for value in (*split["reward"], *split["gold"]):

@@ -8,6 +8,7 @@ import pytest
 
 from posttrain.evals.frontier import frontier
 from posttrain.reports.inputs import Inputs, Model
+from posttrain.reports.lineage import every_stage
 from posttrain.reports.parts.frontier import frontier_part, part_of_frontiers, read_frontiers
 from posttrain.reports.style import LIGHT, svg
 from posttrain.runs.logs import plain
@@ -85,6 +86,7 @@ def test_it_is_found_beside_the_training_that_it_follows(tmp_path: Path) -> None
     found = inputs(tmp_path)
     assert read_frontiers(found) == {"grpo": GAMED}
     assert frontier_part(found).findings[0].tone == "warning"
+    assert [stage.path.name for stage in every_stage(found)] == ["grpo", "frontier"]  # its cost is shown too
 
 
 def test_without_one_it_says_how_to_get_it(tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ def test_a_judge_is_held_against_the_grade() -> None:
     assert agreed["knows"]["agreement"]["prompts"] == 100
     assert agreed["knows"]["agreement"]["accuracy"]["mean"] == 1.0
     assert part.tables[0].headers[-1] == "agrees with the grade"
+    assert not any("no judge of this task" in text for text in texts(part))
+    gamed = demo(trained("gamed", answers("gamed", 0.0, reward=-2, seed=2)))
+    said = texts(win_rates_part(gamed, compare_tasks(gamed)))
+    assert any(text.startswith("Of 20 prompts of nano on which gamed and the baseline differ") for text in said)
     scored = [
         replace(found.models[i], evaluations={"nano": replace(e, summary={**e.summary, "scorer": {"score": "reward"}})})
         for i, e in enumerate(each.evaluations["nano"] for each in found.models)
