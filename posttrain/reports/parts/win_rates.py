@@ -160,13 +160,14 @@ def _findings(task: str, baseline: str, rates: list[WinRate]) -> Iterator[Findin
 
 def _agreement_findings(task: str, judge: str, agreements: Mapping[str, Agreement | None]) -> Iterator[Finding]:
     """Say where a judge prefers answers with the lower grade."""
-    for model, found in agreements.items():
-        if found is not None and found.accuracy.interval.high < 0.5:
-            yield Finding(
-                "warning",
-                f"Of {found.items} prompts of {task} on which {model} and the baseline differ in their grade, {judge} "
-                f"prefers the better answer on {found.accuracy.rate:.0%}: it is no judge of this task.",
-            )
+    against = {name: found for name, found in agreements.items() if found and found.accuracy.interval.high < 0.5}
+    if against:
+        told = ", ".join(f"{name} {found.accuracy.rate:.0%} of {found.items}" for name, found in against.items())
+        yield Finding(
+            "warning",
+            f"On {task} {judge} prefers the answer with the lower grade; of the prompts where grades differ from the "
+            f"baseline's it agrees with them on: {told}. It is no judge of this task.",
+        )
 
 
 def _table(

@@ -150,7 +150,8 @@ def test_a_judge_is_held_against_the_grade() -> None:
     assert not any("no judge of this task" in text for text in texts(part))
     gamed = demo(trained("gamed", answers("gamed", 0.0, reward=-2, seed=2)))
     said = texts(win_rates_part(gamed, compare_tasks(gamed)))
-    assert any(text.startswith("Of 20 prompts of nano on which gamed and the baseline differ") for text in said)
+    (finding,) = [text for text in said if text.endswith("It is no judge of this task.")]
+    assert "gamed 0% of 20" in finding
     scored = [
         replace(found.models[i], evaluations={"nano": replace(e, summary={**e.summary, "scorer": {"score": "reward"}})})
         for i, e in enumerate(each.evaluations["nano"] for each in found.models)
