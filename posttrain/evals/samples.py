@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from posttrain.errors import DataError
+from posttrain.evals.bias import number_of_each
 from posttrain.evals.stats import Interval, accuracy_interval, mean_interval
 from posttrain.evals.winrates import Rate, first_shown_rate
 from posttrain.records import Completion, Prompt, StopReason
@@ -191,11 +192,10 @@ def first_shown(rows: Sequence[Row]) -> Rate | None:
     judged = [row for row in rows if row.get(ORDERS[0]) is not None]
     if not judged:
         return None
-    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(row["problem_id"] for row in judged))}
     return first_shown_rate(
         wins=np.array([row[order] for order in ORDERS for row in judged]),
         model_first=np.repeat([True, False], len(judged)),
-        prompts=np.tile([numbers[row["problem_id"]] for row in judged], 2),
+        prompts=np.tile(number_of_each([row["problem_id"] for row in judged]), 2),
     )
 
 
@@ -209,7 +209,7 @@ def judging_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _judging(rows: Sequence[Row]) -> dict[str, Any]:
     found = first_shown(rows)
-    return {} if found is None else {"first_shown_rate": {"mean": found.rate, **found.interval._asdict()}}
+    return {} if found is None else {"first_shown_rate": found.to_json()}
 
 
 def _interval(groups: Sequence[Sequence[float]], means: np.ndarray) -> Interval:

@@ -22,6 +22,10 @@ class Rate(NamedTuple):
     rate: float
     interval: Interval
 
+    def to_json(self) -> dict[str, float]:
+        """Return mean, low and high."""
+        return {"mean": self.rate, **self.interval._asdict()}
+
 
 class Agreement(NamedTuple):
     """How far two judges say the same; kappa is None where one of them has one verdict for everything."""

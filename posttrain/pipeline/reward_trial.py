@@ -17,7 +17,7 @@ from posttrain.data.rows import Row
 from posttrain.data.sources import load_rows
 from posttrain.errors import ConfigError, DataError
 from posttrain.evals.bias import number_of_each
-from posttrain.evals.winrates import Rate, first_shown_rate, win_rate, wins_by_score
+from posttrain.evals.winrates import first_shown_rate, win_rate, wins_by_score
 from posttrain.field_types import show as shown_value
 from posttrain.records import Completion, Prompt, StopReason
 from posttrain.rewards import GOLD_REWARDS, JUDGE, OPTION_REWARDS, REWARD_MODEL, REWARDS, ROW_COLUMNS
@@ -168,7 +168,7 @@ def agreement_with_labels(candidates: Sequence[Candidate], scored: Sequence[Scor
         if not whole.any():
             continue
         wins = wins_by_score(*scores[:, whole])
-        found[name] = {"pairs": int(whole.sum()), "chosen": _share(win_rate(wins, prompts[whole]))}
+        found[name] = {"pairs": int(whole.sum()), "chosen": win_rate(wins, prompts[whole]).to_json()}
         orders = [each.compared.get(name) for each in chosen]
         compared = [place for place, order in enumerate(orders) if order is not None]
         if compared:
@@ -177,12 +177,8 @@ def agreement_with_labels(candidates: Sequence[Candidate], scored: Sequence[Scor
                 in_order.ravel(), np.repeat([True, False], len(compared)), np.tile(prompts[compared], 2)
             )
             assert first is not None
-            found[name]["first_shown"] = _share(first)
+            found[name]["first_shown"] = first.to_json()
     return found
-
-
-def _share(rate: Rate) -> dict[str, float]:
-    return {"mean": rate.rate, **rate.interval._asdict()}
 
 
 def report_lines(report: Mapping[str, Any], *, show: int) -> Iterator[str]:

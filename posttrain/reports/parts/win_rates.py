@@ -68,7 +68,7 @@ def win_rates_part(inputs: Inputs, comparisons: Mapping[str, Comparison]) -> Par
         findings += _agreement_findings(task, judge, agreements)
         data[task] = {
             "judge": judge,
-            "first_shown_rate": None if shown is None else {"mean": shown.rate, **shown.interval._asdict()},
+            "first_shown_rate": None if shown is None else shown.to_json(),
             "models": {rate.model: _plain(rate) | _plain_agreement(agreements[rate.model]) for rate in rates},
         }
     if not figures:
@@ -198,8 +198,7 @@ def _agreement_cell(found: Agreement | None) -> Cell:
 def _plain_agreement(found: Agreement | None) -> dict[str, Any]:
     if found is None:
         return {}
-    accuracy = {"mean": found.accuracy.rate, **found.accuracy.interval._asdict()}
-    return {"agreement": {"prompts": found.items, "accuracy": accuracy, "kappa": found.kappa}}
+    return {"agreement": {"prompts": found.items, "accuracy": found.accuracy.to_json(), "kappa": found.kappa}}
 
 
 def _percent(share: float) -> str:
