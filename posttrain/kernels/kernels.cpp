@@ -379,6 +379,28 @@ void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T*
   }
 }
 
+// The largest of some scores, and the sum of all weights e^(scaling (score - largest)).
+struct Softmax {
+  float peak, total;
+};
+
+// Write those weights; scores end in -inf where their count is no multiple of 16.
+template <class Out>
+Softmax exponentials(const float* scores, int64_t count, float scaling, Out* weights) {
+  Vec most = filled(-INFINITY), total{};
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const Vec x = load(scores + t);
+    most = x > most ? x : most;
+  }
+  const float peak = largest(most);
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const Vec weight = exponential((load(scores + t) - peak) * scaling);
+    store(weights + t, weight);
+    total += weight;
+  }
+  return {peak, sum(total)};
+}
+
 #include "tree_attention.h"
 
 // Rows of keys or values, (length, size).
@@ -619,18 +641,7 @@ void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* 
     for (int64_t q = 0; q < group; ++q) {
       float* weights = scores.data() + q * width;
       for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
-      Vec most = filled(-INFINITY), total{};
-      for (int64_t t = 0; t < seen; t += kLanes) {
-        const Vec x = load(weights + t);
-        most = x > most ? x : most;
-      }
-      const float peak = largest(most);
-      for (int64_t t = 0; t < seen; t += kLanes) {
-        const Vec weight = exponential((load(weights + t) - peak) * scaling);
-        store(weights + t, weight);
-        total += weight;
-      }
-      const float inverse = 1.0f / sum(total);
+      const float inverse = 1.0f / exponentials(weights, seen, scaling, weights).total;
       for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
     }
 

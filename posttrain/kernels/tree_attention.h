@@ -143,19 +143,9 @@ void attend_trees(const Trees& trees, const T* q, const T* k, const T* v, T* out
           const int64_t from = std::max<int64_t>(0, position - view.window + 1);  // the first key that is seen
           hide(0, std::min(from, view.past)), hide(view.past, view.own);
           hide(view.own, view.own + from - view.past), hide(view.own + query + 1, seen);
-          Vec most = filled(-INFINITY), total{};
-          for (int64_t key = 0; key < seen; key += kLanes) {
-            const Vec x = load(row + key);
-            most = x > most ? x : most;
-          }
-          const float peak = largest(most);
-          for (int64_t key = 0; key < seen; key += kLanes) {
-            const Vec weight = exponential((load(row + key) - peak) * trees.scaling);
-            store(weights.data() + m * room + key, weight);
-            total += weight;
-          }
-          inverse[m] = 1.0f / sum(total);
-          logsums[(span.start + query) * trees.heads + of.head] = peak * trees.scaling + std::log(sum(total));
+          const auto [peak, total] = exponentials(row, seen, trees.scaling, weights.data() + m * room);
+          inverse[m] = 1.0f / total;
+          logsums[(span.start + query) * trees.heads + of.head] = peak * trees.scaling + std::log(total);
         }
         alignas(64) float block[kChunk * kColumns];
         for (int64_t column = 0; column < size; column += kColumns) {
