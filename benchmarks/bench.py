@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.check import compare
 from benchmarks.pairs import Pair, Side, Worker, run_alone, run_pair
-from benchmarks.peer_settings import PeerSettings, find_fastest
+from benchmarks.peer_settings import PeerSettings, find_fastest, peer_dtypes
 from benchmarks.results import Results
 from benchmarks.shapes import write_model
 from benchmarks.texts import Lengths, Problem, write_rows
@@ -62,7 +62,10 @@ class Bench:
     def known_settings(self, kind: str) -> PeerSettings:
         """Return the peer's fastest settings where an earlier search found them, else the default ones."""
         found = self._results.get("tuning", kind)
-        return PeerSettings(**found["settings"]) if found else PeerSettings()
+        if found:
+            return PeerSettings(**found["settings"])
+        tried = peer_dtypes(self._results.machine)
+        return PeerSettings() if PeerSettings().dtype in tried else PeerSettings(tried[0])
 
     def fastest_settings(self, kind: str, *, again: bool) -> PeerSettings:
         """Return the peer's fastest settings for a kind of work, searched for where unknown, or `again`."""
@@ -74,7 +77,7 @@ class Bench:
                 print(f"  TRL, {kind}, {workload.sequences} rows, {settings}: {side.median:.2f} s", flush=True)
                 return side
 
-            self._results.put("tuning", kind, find_fastest(kind, run))
+            self._results.put("tuning", kind, find_fastest(kind, run, peer_dtypes(self._results.machine)))
         return self.known_settings(kind)
 
     def check_exactly(self, workload: Workload) -> Mapping[str, float]:
@@ -105,7 +108,9 @@ class Bench:
             warmup=1 if workload.kind in ("grpo", "generate") else 0,
             threads=self._threads,
         )
-        return row_of(workload, peer, pair, prepared.lengths, self._results.machine["bfloat16_flops"])
+        machine = self._results.machine
+        flops_peak = max(machine["bfloat16_flops"], machine["float32_flops"])
+        return row_of(workload, peer, pair, prepared.lengths, flops_peak)
 
     def task(self, side: str, workload: Workload, peer: PeerSettings) -> Task:
         """Return one side's task with the files that it reads."""

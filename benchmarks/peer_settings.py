@@ -1,6 +1,6 @@
 """How the peer is set up: the choices that are tried on a smaller batch, of which its fastest is measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from benchmarks.pairs import Side
 from benchmarks.workloads import SMOL, WORKLOADS, Workload
 
 PEER_DTYPES = ("float32", "bfloat16 autocast", "bfloat16 weights", "bfloat16 weights and autocast")
+HOPELESS = 1 / 4  # of the peak in float32: products in bfloat16 that are slower than that are not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,12 @@ class PeerSettings:
         return ", ".join(choices)
 
 
+def peer_dtypes(machine: Mapping[str, Any]) -> Sequence[str]:
+    """Return the dtypes that are tried: float32 alone on a machine whose products in bfloat16 are emulated."""
+    hopeless = machine["bfloat16_flops"] < HOPELESS * machine["float32_flops"]
+    return PEER_DTYPES[:1] if hopeless else PEER_DTYPES
+
+
 def full_workload(kind: str) -> Workload:
     """Return the workload on which settings are compared: the first of its kind."""
     return next(workload for workload in WORKLOADS if workload.kind == kind and workload.shape == SMOL)
@@ -60,20 +67,22 @@ def variants(best: PeerSettings, kind: str) -> list[PeerSettings]:
     return [*tried, *(replace(settings, padding_free=True) for settings in tried[:2])] if kind == "sft" else tried
 
 
-def find_fastest(kind: str, run: Callable[[PeerSettings, Workload], Side]) -> dict[str, Any]:
+def find_fastest(
+    kind: str, run: Callable[[PeerSettings, Workload], Side], dtypes: Sequence[str] = PEER_DTYPES
+) -> dict[str, Any]:
     """Return the fastest settings for a kind of work, and what every one that was tried took.
 
     First each dtype on a smaller batch, then, with the fastest of them, the variants on the full one.
     """
     small, full = small_workload(kind), full_workload(kind)
-    dtypes = {settings: run(settings, small) for settings in map(PeerSettings, PEER_DTYPES)}
-    best = min(dtypes, key=lambda settings: dtypes[settings].median)
+    batches = {settings: run(settings, small) for settings in map(PeerSettings, dtypes)}
+    best = min(batches, key=lambda settings: batches[settings].median)
     sides = {settings: run(settings, full) for settings in variants(best, kind)}
     if sides:
         best = min(sides, key=lambda settings: sides[settings].median)
     return {
         "chosen": str(best),
         "settings": asdict(best),
-        "small": {str(settings): side.to_json() for settings, side in dtypes.items()},
+        "small": {str(settings): side.to_json() for settings, side in batches.items()},
         "full": {str(settings): side.to_json() for settings, side in sides.items()},
     }

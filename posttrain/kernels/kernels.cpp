@@ -1,6 +1,6 @@
 // The layers of a decoding step, and passes of training between matrix products, in one sweep over memory each.
 //
-// Plain C++17 with the vector types of GCC and Clang: 16 floats at a time, which the compiler maps to what the CPU has.
+// Plain C++17 with the vector types of GCC and Clang: 16 floats at a time, of the vectors that the CPU has (vectors.h).
 // Every array is row-major. Arithmetic is in float whatever the elements are; a result is rounded once, when written.
 // Pointers and sizes are checked by the Python side (operations.py), which also says what each function computes.
 
@@ -20,153 +20,11 @@
 
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kTile = 6;  // queries that share each key and value read: 6 x 4 accumulators fill 32 registers well
+constexpr int kTile = 6;  // queries that share each key and value read
 
 constexpr int64_t kBlock = 256;  // entries of a vocabulary that are summed in float before they join the others
 
-typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <class To, class From>
-inline To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
-
-inline Vec load(const float* from) {
-  Vec x;
-  std::memcpy(&x, from, sizeof(x));
-  return x;
-}
-
-inline Vec load(const BFloat16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof(halves));
-  return bit_cast<Vec>(__builtin_convertvector(halves, Bits) << 16);
-}
-
-inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof(x)); }
-
-// To the nearest bfloat16, ties to even.
-inline Halves rounded(Vec x) {
-#if defined(__AVX512BF16__)
-  return bit_cast<Halves>(_mm512_cvtneps_pbh((__m512)x));
-#else
-  const Bits bits = bit_cast<Bits>(x);
-  const Bits nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits nan = bit_cast<Bits>(x != x);  // all ones where the rounding could overflow
-  return __builtin_convertvector((nearest & ~nan) | (nan & 0x7fc0), Halves);
-#endif
-}
-
-inline void store(BFloat16* to, Vec x) {
-  const Halves halves = rounded(x);
-  std::memcpy(to, &halves, sizeof(halves));
-}
-
-// Two inputs of 16 outputs, as a panel has them (see Linear).
-inline void store_inputs(float* to, Vec first, Vec second) {
-  store(to, first);
-  store(to + kLanes, second);
-}
-
-inline void store_inputs(BFloat16* to, Vec first, Vec second) {
-  const Bits pairs = __builtin_convertvector(rounded(first), Bits) | (__builtin_convertvector(rounded(second), Bits) << 16);
-  std::memcpy(to, &pairs, sizeof(pairs));
-}
-
-template <class T>
-inline T from_float(float x) {
-  T lanes[kLanes];
-  store(lanes, x - Vec{});
-  return lanes[0];
-}
-
-inline Bits load_bits(const BFloat16* from) {
-  Bits x;
-  std::memcpy(&x, from, sizeof(x));
-  return x;
-}
-
-inline Vec filled(float x) { return x - Vec{}; }
-
-inline float sum(Vec x) {
-  float total = 0;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
-  return total;
-}
-
-inline float largest(Vec x) {
-  float most = x[0];
-  for (int lane = 1; lane < kLanes; ++lane) most = std::max(most, float(x[lane]));
-  return most;
-}
-
-// e^x to 2 units in the last place: 2^n times a polynomial on [-ln2 / 2, ln2 / 2] (Cephes); 0 below -87.
-inline Vec exponential(Vec x) {
-  const Vec clamped = x < -87.0f ? filled(-87.0f) : (x > 88.0f ? filled(88.0f) : x);
-  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to a whole number
-  const Vec n = shifted - 12582912.0f;
-  const Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Vec power = bit_cast<Vec>((bit_cast<Bits>(shifted) << 23) + (127u << 23));
-  return x < -87.0f ? filled(0.0f) : p * power;
-}
-
-// 1 / (1 + e^-x).
-inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
-
-// Partial sums of two keys side by side, `step` lanes of the one and of the other in turn.
-template <int step>
-inline Vec halves_added(Vec a, Vec b) {
-  typedef int32_t Index __attribute__((vector_size(kLanes * 4)));
-  Index low, high;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int place = lane % (2 * step), base = lane - place;
-    low[lane] = place < step ? base + place : kLanes + base + place - step;
-    high[lane] = low[lane] + step;
-  }
-#if defined(__clang__)
-  Vec lows, highs;
-#pragma unroll
-  for (int lane = 0; lane < kLanes; ++lane) {
-    lows[lane] = low[lane] < kLanes ? a[low[lane]] : b[low[lane] - kLanes];
-    highs[lane] = high[lane] < kLanes ? a[high[lane]] : b[high[lane] - kLanes];
-  }
-  return lows + highs;
-#else
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-#endif
-}
-
-// The sums of 16 vectors, one in each lane.
-inline Vec sums(Vec* x) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) x[i] = halves_added<1>(x[2 * i], x[2 * i + 1]);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) x[i] = halves_added<2>(x[2 * i], x[2 * i + 1]);
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) x[i] = halves_added<4>(x[2 * i], x[2 * i + 1]);
-  return halves_added<8>(x[0], x[1]);
-}
+#include "vectors.h"
 
 // A linear layer's weight (out, in), repacked: panels of 16 outputs, within which 16 outputs of one input lie together;
 // of bfloat16, two inputs of each output lie side by side, as the CPU's instructions for pairs want them.
@@ -180,11 +38,7 @@ struct Linear {
 
 constexpr int kColumns = 2 * kLanes;  // of a block of outputs
 constexpr int kChunk = 32;            // rows computed against a block at a time
-#if defined(__AVX512F__)
-constexpr int kMostRows = 8;  // 8 x 2 accumulators
-#else
-constexpr int kMostRows = 2;
-#endif
+constexpr int kMostRows = kSums < 8 ? kSums : 8;  // whose sums fill the registers, of one panel or of both
 
 // What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
 // 16 outputs and that of the next 16.
@@ -195,60 +49,75 @@ struct Factors {
   const T *panel, *next;
 };
 
-template <int num>
-inline void store_block(const Vec* a, const Vec* b, float* block, int64_t width) {
-#pragma GCC unroll 8
-  for (int m = 0; m < num; ++m) {
-    store(block + m * width, a[m]);
-    store(block + m * width + kLanes, b[m]);
-  }
-}
-
-// block[m][0..31] = x[m] . two panels, for `num` rows of x; `width` floats lie between the starts of two rows of block.
-template <int num>
+// block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
+// lie between the starts of two rows of block.
+template <int num, int panels>
 void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
-  const auto& [x, step, in, panel, next] = of;
-  Vec a[num] = {}, b[num] = {};
-  for (int64_t k = 0; k < in; ++k) {
-    const Vec first = load(panel + k * kLanes), second = load(next + k * kLanes);
+  Vec totals[num][panels] = {};
+  for (int64_t k = 0; k < of.in; ++k) {
+    Vec weights[panels];
+    weights[0] = load(of.panel + k * kLanes);
+    if constexpr (panels == 2) weights[1] = load(of.next + k * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
-      a[m] += x[m * step + k] * first;
-      b[m] += x[m * step + k] * second;
+      const float x = of.x[m * of.step + k];
+#pragma GCC unroll 2
+      for (int i = 0; i < panels; ++i) totals[m][i] += x * weights[i];
     }
   }
-  store_block<num>(a, b, block, width);
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) store(block + m * width + i * kLanes, totals[m][i]);
 }
 
-template <int num>
+template <int num, int panels>
 void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
-  const auto& [x, step, in, panel, next] = of;
-  Vec a[num] = {}, b[num] = {};
-  for (int64_t k = 0; k < in; k += 2) {
+  Vec totals[num][panels] = {};
+  for (int64_t k = 0; k < of.in; k += 2) {
 #if defined(__AVX512BF16__)
-    const auto first = bit_cast<__m512bh>(load_bits(panel + k * kLanes));
-    const auto second = bit_cast<__m512bh>(load_bits(next + k * kLanes));
+    __m512bh weights[panels];
+    weights[0] = load_pairs(of.panel + k * kLanes);
+    if constexpr (panels == 2) weights[1] = load_pairs(of.next + k * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
       int32_t pair;
-      std::memcpy(&pair, x + m * step + k, sizeof(pair));
+      std::memcpy(&pair, of.x + m * of.step + k, sizeof(pair));
       const auto pairs = (__m512bh)_mm512_set1_epi32(pair);
-      a[m] = (Vec)_mm512_dpbf16_ps((__m512)a[m], first, pairs);
-      b[m] = (Vec)_mm512_dpbf16_ps((__m512)b[m], second, pairs);
+#pragma GCC unroll 2
+      for (int i = 0; i < panels; ++i) totals[m][i] = (Vec)_mm512_dpbf16_ps((__m512)totals[m][i], weights[i], pairs);
     }
 #else
-    const Bits first = load_bits(panel + k * kLanes), second = load_bits(next + k * kLanes);
-    const Vec evens[2] = {bit_cast<Vec>(first << 16), bit_cast<Vec>(second << 16)};
-    const Vec odds[2] = {bit_cast<Vec>(first & 0xffff0000), bit_cast<Vec>(second & 0xffff0000)};
+    Vec evens[panels], odds[panels];
+    evens[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
+    odds[0] = load_of_pairs<Vec, true>(of.panel + k * kLanes);
+    if constexpr (panels == 2) {
+      evens[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
+      odds[1] = load_of_pairs<Vec, true>(of.next + k * kLanes);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < num; ++m) {
-      const float even = to_float(x[m * step + k]), odd = to_float(x[m * step + k + 1]);
-      a[m] += even * evens[0] + odd * odds[0];
-      b[m] += even * evens[1] + odd * odds[1];
+      const float even = to_float(of.x[m * of.step + k]), odd = to_float(of.x[m * of.step + k + 1]);
+#pragma GCC unroll 2
+      for (int i = 0; i < panels; ++i) totals[m][i] += even * evens[i] + odd * odds[i];
     }
 #endif
   }
-  store_block<num>(a, b, block, width);
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) store(block + m * width + i * kLanes, totals[m][i]);
+}
+
+// Both panels, one after the other where the sums of both do not fit the registers.
+template <int num, class T>
+void multiply_rows(const Factors<T>& of, float* block, int64_t width) {
+  if constexpr (2 * num <= kSums) {
+    multiply_rows<num, 2>(of, block, width);
+  } else {
+    multiply_rows<num, 1>(of, block, width);
+    multiply_rows<num, 1>(Factors<T>{of.x, of.step, of.in, of.next, of.next}, block + kLanes, width);
+  }
 }
 
 // The same for up to 32 rows.
@@ -260,6 +129,8 @@ void multiply_vectors(const Factors<T>& of, int rows, float* block, int64_t widt
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
       multiply_rows<8>(from, to, width), row += 8;
+    } else if (left >= 6 && kMostRows >= 6 && kMostRows < 8) {
+      multiply_rows<6>(from, to, width), row += 6;
     } else if (left >= 4 && kMostRows >= 4) {
       multiply_rows<4>(from, to, width), row += 4;
     } else if (left >= 2) {
@@ -388,10 +259,7 @@ struct Softmax {
 template <class Out>
 Softmax exponentials(const float* scores, int64_t count, float scaling, Out* weights) {
   Vec most = filled(-INFINITY), total{};
-  for (int64_t t = 0; t < count; t += kLanes) {
-    const Vec x = load(scores + t);
-    most = x > most ? x : most;
-  }
+  for (int64_t t = 0; t < count; t += kLanes) most = larger(load(scores + t), most);
   const float peak = largest(most);
   for (int64_t t = 0; t < count; t += kLanes) {
     const Vec weight = exponential((load(scores + t) - peak) * scaling);
@@ -602,60 +470,73 @@ struct Attention {
   T* own_values;
 };
 
-// states (rows, heads + 2 kv_heads, size) to out (rows, heads * size), by the threads of a parallel region together.
+// What a thread computes in between: of the heads that share a key.
+struct Room {
+  std::vector<float> queries, attended, scores;
+};
+
+// The heads of a row that share a key, of states (rows, heads + 2 kv_heads, size) to out (rows, heads * size).
 template <class T>
-void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out) {
+void attend(const Step<T>& step, const Attention<T>& layer, int64_t place, int64_t kv_head, const T* states, T* out,
+            Room& room) {
   const auto& [rows, order, slots, prompt_lengths, own_positions, cos, sin, prompt_room, own_room] = step;
   const auto& [heads, kv_heads, size, scaling, epsilon, query_norm, key_norm, window, prompt_keys, prompt_values,
                own_keys, own_values] = layer;
+  auto& [queries, attended, scores] = room;
   const int64_t group = heads / kv_heads;
-  std::vector<float> queries(group * size), attended(group * size), scores;
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t task = 0; task < rows * kv_heads; ++task) {
-    const int64_t kv_head = task / rows, row = order[task % rows];
-    const Heads<T> prepared{cos, sin, epsilon, size};
-    const T* state = states + row * (heads + 2 * kv_heads) * size;
-    const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
-    const int64_t own_start = (row * kv_heads + kv_head) * own_room;
-    const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
+  const int64_t row = order[place];
+  const Heads<T> prepared{cos, sin, epsilon, size};
+  const T* state = states + row * (heads + 2 * kv_heads) * size;
+  const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
+  const int64_t own_start = (row * kv_heads + kv_head) * own_room;
+  const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
 
-    prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
-    for (int64_t i = 0; i < size; i += kLanes) {
-      store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
-      store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
-    }
-    for (int64_t q = 0; q < group; ++q)
-      prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
-
-    const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
-    const int64_t prompt_first = std::min(first, prompt_lengths[row]);
-    const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
-    const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
-    const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
-    const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
-    scores.resize(group * width);
-    scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
-    scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
-              width);
-
-    for (int64_t q = 0; q < group; ++q) {
-      float* weights = scores.data() + q * width;
-      for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
-      const float inverse = 1.0f / exponentials(weights, seen, scaling, weights).total;
-      for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
-    }
-
-    std::fill(attended.begin(), attended.end(), 0.0f);
-    for (int64_t q = 0; q < group; q += kTile) {
-      const int num = int(std::min<int64_t>(kTile, group - q));
-      const float* weights = scores.data() + q * width;
-      float* to = attended.data() + q * size;
-      add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
-      add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
-    }
-    for (int64_t i = 0; i < group * size; i += kLanes)
-      store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
+  prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
+  for (int64_t i = 0; i < size; i += kLanes) {
+    store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
+    store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
   }
+  for (int64_t q = 0; q < group; ++q)
+    prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
+
+  const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
+  const int64_t prompt_first = std::min(first, prompt_lengths[row]);
+  const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
+  const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
+  const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
+  const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
+  scores.resize(group * width);
+  scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
+  scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
+            width);
+
+  for (int64_t q = 0; q < group; ++q) {
+    float* weights = scores.data() + q * width;
+    for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
+    const float inverse = 1.0f / exponentials(weights, seen, scaling, weights).total;
+    for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
+  }
+
+  std::fill(attended.begin(), attended.end(), 0.0f);
+  for (int64_t q = 0; q < group; q += kTile) {
+    const int num = int(std::min<int64_t>(kTile, group - q));
+    const float* weights = scores.data() + q * width;
+    float* to = attended.data() + q * size;
+    add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
+    add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
+  }
+  for (int64_t i = 0; i < group * size; i += kLanes)
+    store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
+}
+
+// All of them, by the threads of a parallel region together.
+template <class T>
+void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out) {
+  const int64_t states_of_group = layer.heads / layer.kv_heads * layer.size;
+  Room room{std::vector<float>(states_of_group), std::vector<float>(states_of_group), {}};
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t task = 0; task < step.rows * layer.kv_heads; ++task)
+    attend(step, layer, task % step.rows, task / step.rows, states, out, room);
 }
 
 // A decoder layer of Llama's form.
@@ -698,8 +579,7 @@ void score_targets(T* products, const int64_t* targets, float* logprobs, float* 
     T* x = products + row * size;
     Vec most = filled(-INFINITY);
     for (int64_t i = 0; i < size; i += kLanes) {
-      const Vec logit = load(x + i) * factor;
-      most = logit > most ? logit : most;
+      most = larger(load(x + i) * factor, most);
     }
     const float peak = largest(most);
     double total = 0, mean = 0;  // of e^(logit - peak), and of it times logit - peak
@@ -708,7 +588,7 @@ void score_targets(T* products, const int64_t* targets, float* logprobs, float* 
       for (int64_t i = start; i < std::min(start + kBlock, size); i += kLanes) {
         const Vec below = load(x + i) * factor - peak, weight = exponential(below);
         weights += weight;
-        products_sum += weight > 0.0f ? weight * below : Vec{};  // not 0 * -inf
+        products_sum += where_positive(weight, weight * below);  // not 0 * -inf
       }
       total += sum(weights);
       mean += sum(products_sum);
@@ -730,16 +610,13 @@ int64_t draw(const T* logits, int64_t size, float inverse_temperature, double un
              float* logprob) {
   const auto at = [&](int64_t i) {  // beyond the end as if impossible
     if (i + kLanes <= size) return load(logits + i);
-    Vec x = filled(-INFINITY);
-    for (int64_t lane = 0; i + lane < size; ++lane) x[lane] = to_float(logits[i + lane]);
-    return x;
+    float lanes[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = i + lane < size ? to_float(logits[i + lane]) : -INFINITY;
+    return load(lanes);
   };
   const float peak = [&] {
     Vec most = filled(-INFINITY);
-    for (int64_t i = 0; i < size; i += kLanes) {
-      const Vec x = at(i);
-      most = x > most ? x : most;
-    }
+    for (int64_t i = 0; i < size; i += kLanes) most = larger(at(i), most);
     return largest(most);
   }();
   const auto weights = [&](int64_t i) { return exponential((at(i) - peak) * inverse_temperature); };
@@ -764,7 +641,8 @@ int64_t draw(const T* logits, int64_t size, float inverse_temperature, double un
   int64_t id = -1;
   block = std::max<int64_t>(block, 0);
   for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, size); i += kLanes) {
-    const Vec weight = weights(i);
+    float weight[kLanes];
+    store(weight, weights(i));
     for (int64_t lane = 0; lane < kLanes && below <= target; ++lane) {
       if (weight[lane] > 0) id = i + lane;
       below += weight[lane];

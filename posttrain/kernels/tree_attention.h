@@ -66,11 +66,8 @@ struct View {
 
   // 1 in those lanes of 16 queries, from `query` on, that see the key, 0 in the others.
   Vec seen(int64_t query, int64_t key) const {
-    Vec lanes{};
-    if (key < own && key >= past) return lanes;
-    const int64_t first = distance(query, key);
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = first + lane >= 0 && first + lane < window;
-    return lanes;
+    if (key < own && key >= past) return Vec{};
+    return within(float(distance(query, key)) + load(kLane), float(window));
   }
 };
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.bench import useful_flops
 from benchmarks.check import DisagreementError, compare
 from benchmarks.pairs import Side, Worker, WorkerError, spread
-from benchmarks.peer_settings import PEER_DTYPES, PeerSettings, find_fastest
+from benchmarks.peer_settings import PEER_DTYPES, PeerSettings, find_fastest, peer_dtypes
 from benchmarks.results import Results
 from benchmarks.shapes import SHAPES, SPARE_IDS, make_tokenizer
 from benchmarks.tables import bars, growth
@@ -132,6 +132,19 @@ def test_the_fastest_settings_are_chosen_and_all_are_kept():
     assert (len(found["small"]), len(found["full"])) == (4, 5)
     assert PeerSettings(**find_fastest("dpo", run)["settings"]) == PeerSettings("bfloat16 weights", rows_per_forward=2)
     assert find_fastest("generate", run)["settings"] == asdict(PeerSettings("bfloat16 weights"))
+
+
+def test_dtypes_that_the_machine_emulates_are_not_tried():
+    assert peer_dtypes({"bfloat16_flops": 9e11, "float32_flops": 2e11}) == PEER_DTYPES
+    assert peer_dtypes({"bfloat16_flops": 5e8, "float32_flops": 2e11}) == ("float32",)
+    tried = []
+
+    def run(settings, workload):
+        tried.append(settings.dtype)
+        return Side(seconds=[1.0], steps=[{}])
+
+    assert find_fastest("generate", run, ("float32",))["settings"] == asdict(PeerSettings("float32"))
+    assert tried == ["float32"]
 
 
 def row(ours, peer, held=NO_BARS, workload="work", share=0.6):

@@ -13,15 +13,6 @@ CPU = torch.device("cpu")
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}  # of bfloat16: half a unit in the last place, twice
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    torch.manual_seed(0)
-    found = compiled_kernels(CPU, request.param)
-    if found is None:
-        pytest.skip("no C++ compiler on this machine")
-    return found
-
-
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     tolerance = TOLERANCES[actual.dtype]
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)

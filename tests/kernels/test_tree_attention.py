@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.kernels.operations import Kernels, compiled_kernels
+from posttrain.kernels.operations import Kernels
 from posttrain.models.attention import TreeLayout
 from posttrain.models.tree_attention import Span, tree_attention, tree_spans
+from tests.kernels.conftest import DTYPES, NATIVE, TARGETS, kernels_for
 
 Trees = Sequence[tuple[int, Sequence[int]]]  # lengths of each prompt and of its branches
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2**-6}  # of the largest entry, or of 1
@@ -22,13 +23,6 @@ BLOCKS: list[Trees] = [
     [(200, [150, 131, 64])],
     [(129, [257])],
 ]
-
-
-def kernels_of(dtype: torch.dtype) -> Kernels:
-    found = compiled_kernels(torch.device("cpu"), dtype)
-    if found is None:
-        pytest.skip("no C++ compiler on this machine")
-    return found
 
 
 def spans_of(trees: Trees) -> tuple[list[Span], list[Span], list[int]]:
@@ -57,8 +51,8 @@ def mask_of(trees: Trees, window: int | None) -> Tensor:
     return mask
 
 
-def check(dtype: torch.dtype, trees: Trees, window: int | None, *, heads: int, kv_heads: int, size: int) -> None:
-    kernels, generator = kernels_of(dtype), torch.Generator().manual_seed(0)
+def check(kernels: Kernels, trees: Trees, window: int | None, *, heads: int, kv_heads: int, size: int) -> None:
+    dtype, generator = kernels.dtype, torch.Generator().manual_seed(0)
     mask = mask_of(trees, window)
 
     def states(count: int) -> Tensor:
@@ -86,15 +80,13 @@ def check(dtype: torch.dtype, trees: Trees, window: int | None, *, heads: int, k
 
 @pytest.mark.parametrize("window", [None, 1, 7, 64])
 @pytest.mark.parametrize("trees", BLOCKS, ids=str)
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_trees_of_all_block_sizes(dtype: torch.dtype, trees: Trees, window: int | None) -> None:
-    check(dtype, trees, window, heads=6, kv_heads=2, size=64)
+def test_trees_of_all_block_sizes(kernels: Kernels, trees: Trees, window: int | None) -> None:
+    check(kernels, trees, window, heads=6, kv_heads=2, size=64)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(1, 1, 32), (4, 4, 96), (3, 1, 128), (2, 1, 256)])
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_heads_of_all_sizes(dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> None:
-    check(dtype, [(40, [9, 33]), (3, [70])], None, heads=heads, kv_heads=kv_heads, size=size)
+def test_heads_of_all_sizes(kernels: Kernels, heads: int, kv_heads: int, size: int) -> None:
+    check(kernels, [(40, [9, 33]), (3, [70])], None, heads=heads, kv_heads=kv_heads, size=size)
 
 
 lengths = st.integers(1, 140)
@@ -104,10 +96,11 @@ lengths = st.integers(1, 140)
 @given(
     trees=st.lists(st.tuples(lengths, st.lists(lengths, max_size=4)), min_size=1, max_size=3),
     window=st.none() | st.integers(1, 200),
-    dtype=st.sampled_from(list(TOLERANCES)),
+    target=st.sampled_from(TARGETS),
+    dtype=st.sampled_from(DTYPES),
 )
-def test_any_tree(trees: Trees, window: int | None, dtype: torch.dtype) -> None:
-    check(dtype, trees, window, heads=2, kv_heads=1, size=32)
+def test_any_tree(trees: Trees, window: int | None, target: str, dtype: torch.dtype) -> None:
+    check(kernels_for(target, dtype), trees, window, heads=2, kv_heads=1, size=32)
 
 
 def test_the_order_of_branches_does_not_matter() -> None:
@@ -115,19 +108,17 @@ def test_the_order_of_branches_does_not_matter() -> None:
     prompts, branches, parents = [(0, 3), (3, 2)], [(5, 2), (7, 3), (10, 1)], [1, 0, 1]
     query, key, value = (torch.randn(1, heads, 11, 32) for heads in (2, 1, 1))
     arguments = {"scaling": 0.2, "sliding_window": None, "softcap": None}
-    kernels_of(torch.float32)
+    kernels_for(NATIVE, torch.float32)
     layout = TreeLayout(prompts, branches, parents)
     got = layout.attend(0, query, key, value, **arguments)  # type: ignore[arg-type]
     plain = layout.attend(0, query.double(), key.double(), value.double(), **arguments)  # type: ignore[arg-type]
     torch.testing.assert_close(got.double(), plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_threads_change_nothing(dtype: torch.dtype) -> None:
-    kernels = kernels_of(dtype)
+def test_threads_change_nothing(kernels: Kernels) -> None:
     trees: Trees = [(70, [33, 90]), (40, [5])]
     generator = torch.Generator().manual_seed(0)
-    states = [torch.randn(238, heads, 32, generator=generator).to(dtype) for heads in (4, 2, 2)]
+    states = [torch.randn(238, heads, 32, generator=generator).to(kernels.dtype) for heads in (4, 2, 2)]
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -146,7 +137,7 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
 
 def test_large_scores_stay_finite() -> None:
     """Scores of hundreds, of which one takes all of the softmax, and keys that a query does not see above them."""
-    kernels = kernels_of(torch.float32)
+    kernels = kernels_for(NATIVE, torch.float32)
     states = [torch.randn(9, 1, 32) * 100 for _ in range(3)]
     ours = [each.requires_grad_() for each in states]
     out = tree_attention(kernels, tree_spans([(0, 4)], [(4, 5)], [0]), *ours, scaling=1.0, window=None)
