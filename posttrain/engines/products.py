@@ -95,8 +95,11 @@ class JoinedProduct:
     input: Tensor | None = None
 
     def set(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        """Take copies of the layers' weights and biases, in order."""
-        self.whole = _joined(weights, biases)
+        """Take copies of the layers' weights and biases, in order; those of a single layer where its old ones lie."""
+        if len(weights) == 1 and biases[0] is None and isinstance(self.whole, CompiledLinear):
+            self.whole.kernels.repack(self.whole.packed, weights[0])
+        else:
+            self.whole = _joined(weights, biases)
 
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
@@ -142,9 +145,24 @@ def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[s
     return products
 
 
+class PackedEmbedding(nn.Module):
+    """An embedding whose weight lies as the head that is tied to it wants it."""
+
+    def __init__(self, head: JoinedProduct) -> None:
+        """Take the head's product, which is `CompiledLinear`."""
+        super().__init__()
+        self._head = head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors `(..., E)` of ids `(...)`."""
+        stored = self._head.whole
+        assert isinstance(stored, CompiledLinear)
+        return stored.kernels.packed_rows(stored.packed, ids.flatten()).view(*ids.shape, -1)
+
+
 def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> StoredLinear:
     if all(bias is None for bias in biases):
-        return stored_linear(torch.cat(list(weights)), None)
+        return stored_linear(weights[0] if len(weights) == 1 else torch.cat(list(weights)), None)
     pairs = zip(weights, biases, strict=True)
     bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
     return stored_linear(torch.cat(list(weights)), bias)
@@ -211,7 +229,7 @@ class InferenceWeights:
         products = join_linears(model, lambda: probe_logits(model), skip=biased)
         self._product_of = {layer: product for product in products for layer in product.names}
         self._tied_head = self._product_of.pop(tied[0], None) if tied else None
-        if self._tied_head is not None:
+        if self._tied_head is not None and not self._pack_embedding(self._tied_head):
             self._tied_head.whole = PlainLinear(embedding, None)
         if not same_logits(probe_logits(model), before):
             raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
@@ -240,6 +258,17 @@ class InferenceWeights:
             raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
         if self._tied_head is not None:
             self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
+
+    def _pack_embedding(self, head: JoinedProduct) -> bool:
+        """Let the embedding read the packed weight of the head that is tied to it, where both allow that."""
+        embedding = self._model.get_input_embeddings()
+        if type(embedding) is not nn.Embedding or not isinstance(head.whole, CompiledLinear):
+            return False
+        (name,) = (name for name, module in self._model.named_modules() if module is embedding)
+        self._model.set_submodule(name, PackedEmbedding(head))
+        head.names = [name]  # by which its weight comes
+        self._product_of[name], self._tied_head = head, None
+        return True
 
     def _parts_of(self, product: JoinedProduct) -> list[str]:
         names = [f"{layer}.{kind}" for layer in product.names for kind in ("weight", "bias")]

@@ -281,6 +281,7 @@ struct Rows {
 // scores[q][t] = queries[q] . keys[t], for queries (num, size) in float; `width` floats lie between two rows of scores.
 template <class T>
 void scores_of(const float* queries, int num, Rows<T> keys, int64_t size, float* scores, int64_t width) {
+  constexpr int together = kSums < kLanes ? 4 : kLanes;  // keys, as many as the registers have room for
   float block[kLanes * 256];
   for (int64_t first = 0; first < keys.length; first += kLanes) {
     const int count = int(std::min<int64_t>(kLanes, keys.length - first));
@@ -290,12 +291,19 @@ void scores_of(const float* queries, int num, Rows<T> keys, int64_t size, float*
     for (int q = 0; q < num; ++q) {
       const float* query = queries + q * size;
       Vec partial[kLanes];
+#pragma GCC unroll 4
+      for (int of = 0; of < kLanes; of += together) {
+        const float* some = block + of * size;
+        Vec products[together];
 #pragma GCC unroll 16
-      for (int t = 0; t < kLanes; ++t) partial[t] = load(query) * load(block + t * size);
-      for (int64_t d = kLanes; d < size; d += kLanes) {
-        const Vec part = load(query + d);
+        for (int t = 0; t < together; ++t) products[t] = load(query) * load(some + t * size);
+        for (int64_t d = kLanes; d < size; d += kLanes) {
+          const Vec part = load(query + d);
 #pragma GCC unroll 16
-        for (int t = 0; t < kLanes; ++t) partial[t] += part * load(block + t * size + d);
+          for (int t = 0; t < together; ++t) products[t] += part * load(some + t * size + d);
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < together; ++t) partial[of + t] = products[t];
       }
       store(scores + q * width + first, sums(partial));
     }
@@ -327,9 +335,10 @@ void add_values(const float* weights, int64_t width, Rows<T> values, int64_t siz
 
 template <int num, class T>
 void add_values(const float* weights, int64_t width, Rows<T> values, int64_t size, float* out) {
+  constexpr int parts = 4 * num <= kSums ? 4 : 2 * num <= kSums ? 2 : 1;  // vectors of a value, that fit registers
   int64_t d = 0;
-  for (; d + 4 * kLanes <= size; d += 4 * kLanes)
-    add_values<num, 4>(weights, width, Rows<T>{values.at + d, values.length}, size, out + d);
+  for (; d + parts * kLanes <= size; d += parts * kLanes)
+    add_values<num, parts>(weights, width, Rows<T>{values.at + d, values.length}, size, out + d);
   for (; d < size; d += kLanes)
     add_values<num, 1>(weights, width, Rows<T>{values.at + d, values.length}, size, out + d);
 }

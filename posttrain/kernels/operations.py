@@ -213,12 +213,26 @@ class Kernels:
         """
         outputs, inputs = weight.shape
         assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {tuple(weight.shape)}"
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % COLUMNS))
         pair = 2 if self.dtype == torch.bfloat16 else 1
-        panels = padded.view(-1, LANES, inputs // pair, pair).transpose(1, 2).contiguous()
+        panels = weight.new_zeros(-(-outputs // COLUMNS) * COLUMNS // LANES, inputs // pair, LANES, pair)
         packed = PackedLinear(self.at(panels), None if bias is None else self.at(bias), inputs, outputs)
         packed.tensors = (panels, bias)
+        self.repack(packed, weight)
         return packed
+
+    def repack(self, packed: PackedLinear, weight: Tensor) -> None:
+        """Give a packed layer another weight `(N, K)`, in place."""
+        panels = packed.tensors[0]
+        assert panels is not None
+        assert weight.shape == (packed.outputs, packed.inputs), f"expected another shape than {tuple(weight.shape)}"
+        rows = weight.reshape(-1, LANES, panels.shape[1], panels.shape[3])
+        panels[: len(rows)].copy_(rows.transpose(1, 2))
+
+    def packed_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
+        """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""
+        panels = packed.tensors[0]
+        assert panels is not None
+        return panels[ids // LANES, :, ids % LANES].flatten(1).contiguous()
 
     def linear(self, x: Tensor, layer: PackedLinear, other: Tensor | None = None) -> Tensor:
         """Return `x @ weight.T + bias + other`: `(..., K)` to `(..., N)`, and `other` has the result's shape."""

@@ -5,18 +5,24 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from posttrain.engines import products
 from posttrain.engines.products import (
     CompiledLinear,
+    InferenceWeights,
     JoinedLinear,
     OneDnnLinear,
+    PackedEmbedding,
     PlainLinear,
     join_linears,
+    probe_logits,
     stored_linear,
 )
 from posttrain.kernels.operations import compiled_kernels
+from posttrain.models.attention import ATTENTION_NAME
 from posttrain.models.devices import multiplies_bfloat16_fast
+from tests.engines.conftest import FAMILIES
 
 
 class Block(nn.Module):
@@ -87,3 +93,26 @@ def test_different_inputs_are_noticed() -> None:
     copied.first(torch.ones(1, 64))
     with pytest.raises(AssertionError, match="first, second were joined"):
         copied.second(torch.ones(1, 64))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_and_its_embedding_are_one_weight(
+    dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    elif compiled_kernels(CPU, dtype) is None:
+        pytest.skip("no C++ compiler on this machine")
+    config = FAMILIES["qwen2"]()
+    models = [AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME) for _ in "abc"]
+    model, plain, other = (model.eval().requires_grad_(False) for model in models)
+    model.load_state_dict(plain.state_dict())
+    weights = InferenceWeights(model)
+    weights.join()
+    assert isinstance(model.get_input_embeddings(), PackedEmbedding) is compiled
+    assert isinstance(model.lm_head.product.whole, CompiledLinear) is compiled
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(probe_logits(model), probe_logits(plain), rtol=tolerance, atol=tolerance)
+    weights.load(other.named_parameters())
+    torch.testing.assert_close(probe_logits(model), probe_logits(other), rtol=tolerance, atol=tolerance)
