@@ -73,8 +73,6 @@ def cases(kernels: Kernels) -> Iterator[Case]:
         yield decode_attention_case(kernels, rows)
     for trees, group, prompt, length in ((4, 4, 128, 64), (1, 8, 128, 128), (8, 1, 128, 128)):
         yield from tree_cases(kernels, trees, group, prompt, length)
-    for inputs, outputs in ((HIDDEN, INNER), (INNER, HIDDEN), (HIDDEN, KV_HEADS * SIZE)):
-        yield from lora_cases(kernels, inputs, outputs)
     yield from pass_cases(kernels)
 
 
@@ -139,31 +137,6 @@ def tree_cases(kernels: Kernels, trees: int, group: int, prompt: int, length: in
     with torch.no_grad():
         yield Case(f"{name}, forward", torch.no_grad()(ours), torch.no_grad()(torchs), 4 * SIZE * HEADS * seen)
     yield Case(f"{name}, both", lambda: both(ours), lambda: both(torchs), 14 * SIZE * HEADS * seen)
-
-
-def lora_cases(kernels: Kernels, inputs: int, outputs: int, tokens: int = 1024, rank: int = 16) -> Iterator[Case]:
-    """Yield an adapter's products beside a layer, forward and backward."""
-    x, grad_x = _normal(kernels, tokens, inputs), _normal(kernels, tokens, inputs)
-    out, grad = _normal(kernels, tokens, outputs), _normal(kernels, tokens, outputs)
-    a, b = torch.randn(rank, inputs) / 64, torch.randn(outputs, rank) / 64
-    inner = kernels.add_lora(out, x, a, b, 1.0)
-
-    def forward() -> None:
-        out.addmm_(x @ a.to(x.dtype).T, b.to(x.dtype).T)
-
-    def backward() -> None:
-        grad_inner = grad @ b.to(x.dtype)
-        grad_x.addmm_(grad_inner, a.to(x.dtype))
-        (grad_inner.T @ x).float(), (grad.T @ inner).float()
-
-    name, flops = f"LoRA {tokens} x {inputs} x {outputs}", 2.0 * tokens * rank * (inputs + outputs)
-    yield Case(f"{name}, forward", lambda: kernels.add_lora(out, x, a, b, 1.0), forward, flops)
-    yield Case(
-        f"{name}, backward",
-        lambda: kernels.lora_backward(grad, x, inner, a, b, 1.0, grad_x),
-        backward,
-        2 * flops,
-    )
 
 
 def pass_cases(kernels: Kernels, tokens: int = 1024) -> Iterator[Case]:

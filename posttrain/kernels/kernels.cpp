@@ -41,7 +41,7 @@ constexpr int kChunk = 32;            // rows computed against a block at a time
 constexpr int kMostRows = kSums < 8 ? kSums : 8;  // whose sums fill the registers, of one panel or of both
 
 // What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
-// 16 outputs and that of the next 16, which is null where there are no more.
+// 16 outputs and that of the next 16.
 template <class T>
 struct Factors {
   const T* x;
@@ -112,9 +112,7 @@ void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
 // Both panels, one after the other where the sums of both do not fit the registers.
 template <int num, class T>
 void multiply_rows(const Factors<T>& of, float* block, int64_t width) {
-  if (!of.next) {
-    multiply_rows<num, 1>(of, block, width);
-  } else if constexpr (2 * num <= kSums) {
+  if constexpr (2 * num <= kSums) {
     multiply_rows<num, 2>(of, block, width);
   } else {
     multiply_rows<num, 1>(of, block, width);
@@ -168,8 +166,8 @@ struct Tiles {
 };
 
 void multiply_tiles(const Factors<BFloat16>& of, int rows, float* block, int64_t width) {
-  const auto& [x, step, in, panel, second] = of;
-  const BFloat16 *lower = x + 16 * step, *next = second ? second : panel;
+  const auto& [x, step, in, panel, next] = of;
+  const BFloat16* lower = x + 16 * step;
   asm volatile("" : : : "memory");
   _tile_zero(0);
   _tile_zero(1);
@@ -272,8 +270,6 @@ Softmax exponentials(const float* scores, int64_t count, float scaling, Out* wei
 }
 
 #include "tree_attention.h"
-
-#include "lora.h"
 
 // Rows of keys or values, (length, size).
 template <class T>
@@ -707,11 +703,6 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
                                                T* grad_v, float* parts) {                                              \
     _Pragma("omp parallel")                                                                                            \
         attend_trees_backward(*trees, q, k, v, out, logsums, grad_out, grad_q, grad_k, grad_v, parts);                 \
-  }                                                                                                                    \
-  extern "C" void add_lora_##name(const Lora* lora, const T* x, T* inner, T* out) { add_lora(*lora, x, inner, out); }  \
-  extern "C" void lora_backward_##name(const Lora* lora, const T* x, const T* inner, const T* grad, T* grad_x,         \
-                                       float* grad_a, float* grad_b) {                                                 \
-    lora_backward(*lora, x, inner, grad, grad_x, grad_a, grad_b);                                                      \
   }                                                                                                                    \
   extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {    \
     _Pragma("omp parallel") norm_rows(x, weight, out, rows, size, epsilon);                                            \

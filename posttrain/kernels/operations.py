@@ -67,16 +67,6 @@ class Trees(Structure):
     ]
 
 
-class Lora(Structure):
-    """The sizes of a product of low rank, and its two weights."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "inputs", "outputs", "rank")),
-        ("scaling", c_float),
-        *((name, c_void_p) for name in ("a", "b")),
-    ]
-
-
 class TreeSpans(NamedTuple):
     """Where P trees lie in a packed sequence, which they cover; int64 tensors, contiguous."""
 
@@ -138,8 +128,6 @@ class Kernels:
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
             "attend_trees": [POINTER(Trees)] + [c_void_p] * 5,
             "attend_trees_backward": [POINTER(Trees)] + [c_void_p] * 10,
-            "add_lora": [POINTER(Lora)] + [c_void_p] * 3,
-            "lora_backward": [POINTER(Lora)] + [c_void_p] * 6,
             "rms_norm": [c_void_p] * 3 + [c_int64, c_int64, c_float],
             "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
             "swiglu": [c_void_p] * 3 + [c_int64] * 3,
@@ -298,38 +286,6 @@ class Kernels:
         self._call["attend_trees_backward"](byref(trees), *addresses, parts.data_ptr())
         return query, key, value
 
-    def add_lora(self, out: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        """Add `scaling * (x A^T) B^T` to `out`, `(T, N)` in place, of x `(T, K)`; return `x A^T`, `(T, R)`.
-
-        A `(R, K)` and B `(N, R)` are in float32; K, N and R are multiples of LANES.
-        """
-        inner = x.new_empty(len(x), len(a))
-        lora = _lora(x, out, a, b, scaling)
-        self._call["add_lora"](byref(lora), *map(self.at, (x, inner, out)))
-        return inner
-
-    def lora_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        inner: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scaling: float,
-        grad_x: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of `add_lora` for A and for B, in float32, from that of its result, `(T, N)`.
-
-        That for x is added to `grad_x`, `(T, K)`, where it is given; `inner` is what `add_lora` returned.
-        """
-        lora = _lora(x, grad, a, b, scaling)
-        assert inner.shape == (len(x), len(a))
-        assert grad_x is None or grad_x.shape == x.shape
-        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
-        addresses = (*map(self.at, (x, inner, grad)), None if grad_x is None else self.at(grad_x))
-        self._call["lora_backward"](byref(lora), *addresses, grad_a.data_ptr(), grad_b.data_ptr())
-        return grad_a, grad_b
-
     def decode_layers(self, step: Step, layers: "ctypes.Array[Layer]", hidden: Tensor) -> None:
         """Compute the hidden states `(B, E)` after all layers, in place."""
         self._call["decode_layers"](byref(step), layers, len(layers), self.at(hidden))
@@ -350,16 +306,6 @@ def _trees(spans: TreeSpans, query: Tensor, key: Tensor, value: Tensor, scaling:
     addresses = (tensor.data_ptr() for tensor in spans)
     seen = tokens if window is None else window
     return Trees(tokens, heads, kv_heads, size, len(spans.prompts), *addresses, seen, scaling)
-
-
-def _lora(x: Tensor, out: Tensor, a: Tensor, b: Tensor, scaling: float) -> Lora:
-    (rows, inputs), outputs, rank = x.shape, out.shape[1], len(a)
-    assert len(out) == rows
-    assert a.shape == (rank, inputs)
-    assert b.shape == (outputs, rank)
-    assert inputs % LANES == outputs % LANES == rank % LANES == 0, f"got {inputs}, {outputs} and rank {rank}"
-    assert all(weight.dtype == torch.float32 and weight.is_contiguous() for weight in (a, b))
-    return Lora(rows, inputs, outputs, rank, scaling, a.data_ptr(), b.data_ptr())
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

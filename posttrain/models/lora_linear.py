@@ -1,9 +1,7 @@
 """peft's LoRA layer with its forward and its backward as one function each: fewer passes, and nothing kept twice.
 
 Floor 1: the arithmetic of Hu et al. 2021, arXiv 2106.09685, in the dtype of the frozen weight. peft casts the input to
-the adapter's float32 and autocast casts it back, for each layer, and both copies stay until the backward pass. The
-adapter's own products are of low rank, so that passes over memory are their cost: on a CPU `kernels/lora.h` makes one
-forward and two backward, where torch makes two and five.
+the adapter's float32 and autocast casts it back, for each layer, and both copies stay until the backward pass.
 """
 
 from typing import Any, cast
@@ -14,7 +12,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
 from posttrain.models.quantized import dense_weight
 
 
@@ -48,14 +45,6 @@ class FusedLoraLinear:
         return cast(Tensor, product)
 
 
-def _kernels(weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> Kernels | None:
-    """Return the kernels that serve an adapter beside a weight `(out, in)`, where there are some."""
-    sizes = (*weight.shape, len(lora_a))
-    if any(size % LANES for size in sizes) or not lora_a.dtype == lora_b.dtype == torch.float32:
-        return None
-    return compiled_kernels(weight.device, weight.dtype)
-
-
 class _LoraProduct(torch.autograd.Function):
     """The frozen weight, which may lie in 4 bits, gets no gradient; the input is kept once for both products."""
 
@@ -64,33 +53,27 @@ class _LoraProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
     ) -> Tensor:
         dense = dense_weight(weight)  # (out, in)
-        flat = x.reshape(-1, x.shape[-1]).to(dense.dtype).contiguous()  # (N, in)
-        out = nn.functional.linear(flat, dense, bias)
-        kernels = _kernels(dense, lora_a, lora_b)
-        if kernels is not None:
-            inner = kernels.add_lora(out, flat, lora_a, lora_b, scaling)  # (N, r)
-        else:
-            inner = flat @ lora_a.to(dense.dtype).T
-            out.addmm_(inner, (lora_b * scaling).to(dense.dtype).T)
-        ctx.save_for_backward(flat, inner, lora_a, lora_b)
+        flat = x.reshape(-1, x.shape[-1]).to(dense.dtype)  # (N, in)
+        a, b = lora_a.to(dense.dtype), (lora_b * scaling).to(dense.dtype)  # (r, in), (out, r)
+        inner = flat @ a.T  # (N, r)
+        out = nn.functional.linear(flat, dense, bias).addmm_(inner, b.T)
+        ctx.save_for_backward(flat, inner, a, b)
         ctx.weight = weight  # frozen: nothing can change it before the backward pass
-        ctx.kernels, ctx.scaling, ctx.dtype = kernels, scaling, x.dtype
+        ctx.scaling, ctx.dtype, ctx.adapter_dtype = scaling, x.dtype, lora_a.dtype
         return out.view(*x.shape[:-1], len(dense))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, lora_a, lora_b = ctx.saved_tensors
-        grad = grad_out.reshape(-1, grad_out.shape[-1]).contiguous()  # (N, out)
-        grad_x = grad @ dense_weight(ctx.weight) if ctx.needs_input_grad[0] else None
-        if ctx.kernels is not None:
-            grad_a, grad_b = ctx.kernels.lora_backward(grad, flat, inner, lora_a, lora_b, ctx.scaling, grad_x)
-        else:
-            grad_inner = grad @ (lora_b * ctx.scaling).to(grad.dtype)  # (N, r)
-            if grad_x is not None:
-                grad_x.addmm_(grad_inner, lora_a.to(grad.dtype))
-            grad_a = (grad_inner.T @ flat).to(lora_a.dtype)
-            grad_b = (grad.T @ inner).to(lora_b.dtype).mul_(ctx.scaling)
-        if grad_x is not None:
+        flat, inner, a, b = ctx.saved_tensors
+        grad = grad_out.reshape(-1, grad_out.shape[-1])  # (N, out)
+        grad_inner = grad @ b  # (N, r)
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ dense_weight(ctx.weight)).addmm_(grad_inner, a)
             grad_x = grad_x.view(*grad_out.shape[:-1], flat.shape[1]).to(ctx.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_a = (grad_inner.T @ flat).to(ctx.adapter_dtype)
+        if ctx.needs_input_grad[4]:
+            grad_b = (grad.T @ inner).to(ctx.adapter_dtype).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None

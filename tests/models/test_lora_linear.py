@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from posttrain.models.lora_linear import FusedLoraLinear, fuse_adapters
 
 
-def adapted_pair(
-    *, bias: bool = False, r: int = 3, sizes: tuple[int, int] = (6, 5), **options: object
-) -> tuple[PeftModel, PeftModel]:
+def adapted_pair(*, bias: bool = False, **options: object) -> tuple[PeftModel, PeftModel]:
     """Return a model of one linear layer with a random adapter, by peft and fused."""
     torch.manual_seed(0)
-    config = LoraConfig(r=r, lora_alpha=7, target_modules=["0"], **options)  # type: ignore[arg-type]
-    by_peft = get_peft_model(nn.Sequential(nn.Linear(*sizes, bias=bias)), config)
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=["0"], **options)  # type: ignore[arg-type]
+    by_peft = get_peft_model(nn.Sequential(nn.Linear(6, 5, bias=bias)), config)
     nn.init.normal_(layer(by_peft).lora_B["default"].weight)
     fused = copy.deepcopy(by_peft)
     fuse_adapters(fused)
@@ -30,20 +28,15 @@ def layer(model: PeftModel) -> LoraLinear:
 
 
 def values_and_gradients(model: PeftModel, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    base = layer(model).base_layer
-    x = torch.linspace(-1, 1, 2 * 4 * base.in_features, dtype=dtype).view(2, 4, -1).requires_grad_()
+    x = torch.linspace(-1, 1, 2 * 4 * 6, dtype=dtype).view(2, 4, 6).requires_grad_()
     out = model(x)
-    (out * torch.arange(5).repeat_interleave(base.out_features // 5)).sum().backward()
+    (out * torch.arange(5)).sum().backward()
     return [out, x.grad, layer(model).lora_A["default"].weight.grad, layer(model).lora_B["default"].weight.grad]
 
 
-BY_KERNELS = {"r": 16, "sizes": (48, 80)}
-
-
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [{}, BY_KERNELS], ids=["torch", "kernels"])
-def test_values_and_gradients_are_pefts(bias: bool, shape: dict) -> None:
-    by_peft, fused = adapted_pair(bias=bias, **shape)
+def test_values_and_gradients_are_pefts(bias: bool) -> None:
+    by_peft, fused = adapted_pair(bias=bias)
     for expected, got in zip(values_and_gradients(by_peft), values_and_gradients(fused), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     layer(fused).scaling["default"] *= 1.1  # negative control
@@ -58,17 +51,15 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *inputs: fused(inputs[0]), (x, *adapter))
 
 
-@pytest.mark.parametrize("shape", [{}, BY_KERNELS], ids=["torch", "kernels"])
-def test_a_bfloat16_base_keeps_a_float32_adapter(shape: dict) -> None:
-    by_peft, fused = adapted_pair(**shape)
+def test_a_bfloat16_base_keeps_a_float32_adapter() -> None:
+    by_peft, fused = adapted_pair()
     for model in (by_peft, fused):
         layer(model).base_layer.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, got = (values_and_gradients(model, torch.bfloat16) for model in (by_peft, fused))
     assert [tensor.dtype for tensor in got] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     for one, other in zip(expected, got, strict=True):
-        bound = 0.03 * float(one.detach().abs().max())
-        torch.testing.assert_close(other.float(), one.float(), rtol=0.03, atol=bound)
+        torch.testing.assert_close(other.float(), one.float(), rtol=0.03, atol=0.1)
 
 
 def test_without_gradients_for_the_input_the_adapter_still_learns() -> None:
