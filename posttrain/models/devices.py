@@ -4,11 +4,15 @@ Floor 1: knows torch's devices; no model.
 """
 
 import ctypes
+import functools
+import logging
 import platform
 
 import torch
 
 from posttrain.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,10 +29,25 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of a setting; "auto" takes bfloat16 where `device` multiplies it fast, else float32."""
+    """Return the precision of a setting; "auto" takes bfloat16 where `device` multiplies it fast, else float32.
+
+    Tells once where bfloat16 is asked for of a CPU or GPU that emulates it.
+    """
+    fast = multiplies_bfloat16_fast(device)
+    if name == "bfloat16" and not fast and device.type != "mps":
+        _tell_emulated(device.type)
     if name != "auto":
         return DTYPES[name]
-    return torch.bfloat16 if multiplies_bfloat16_fast(device) else torch.float32
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def _tell_emulated(device: str) -> None:
+    logger.warning(
+        "this %s has no instructions for bfloat16 and emulates it, many times slower than float32; "
+        'model.dtype = "auto" takes float32 here',
+        device,
+    )
 
 
 def multiplies_bfloat16_fast(device: torch.device) -> bool:

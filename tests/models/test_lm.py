@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.data.trees import build_batch
 from posttrain.errors import ModelError
+from posttrain.models import devices
 from posttrain.models.devices import resolve_device, resolve_dtype
 from posttrain.models.files import is_path
 from posttrain.models.lm import LoadedModel, export_merged, load_model, save_model
@@ -270,6 +271,17 @@ def test_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="cuda was asked for"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_emulated_bfloat16_is_told_once(
+    fast: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "multiplies_bfloat16_fast", lambda device: fast)
+    devices._tell_emulated.cache_clear()
+    for name in ("auto", "float32", "bfloat16", "bfloat16"):
+        resolve_dtype(name, torch.device("cpu"))
+    assert caplog.text.count('model.dtype = "auto" takes float32') == (0 if fast else 1)
 
 
 @pytest.mark.parametrize(
