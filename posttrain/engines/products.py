@@ -162,7 +162,7 @@ class PackedEmbedding(nn.Module):
 
 def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> StoredLinear:
     if all(bias is None for bias in biases):
-        return stored_linear(weights[0] if len(weights) == 1 else torch.cat(list(weights)), None)
+        return stored_linear(torch.cat(list(weights)), None)
     pairs = zip(weights, biases, strict=True)
     bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
     return stored_linear(torch.cat(list(weights)), bias)

@@ -115,4 +115,8 @@ def test_a_tied_head_and_its_embedding_are_one_weight(
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(probe_logits(model), probe_logits(plain), rtol=tolerance, atol=tolerance)
     weights.load(other.named_parameters())
-    torch.testing.assert_close(probe_logits(model), probe_logits(other), rtol=tolerance, atol=tolerance)
+    loaded = probe_logits(model)
+    torch.testing.assert_close(loaded, probe_logits(other), rtol=tolerance, atol=tolerance)
+    for parameter in other.parameters():
+        parameter.mul_(2)
+    assert torch.equal(probe_logits(model), loaded), "the weights are copies"
