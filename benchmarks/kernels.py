@@ -111,16 +111,14 @@ def decode_attention_case(kernels: Kernels, rows: int, prompt: int = 128, own: i
 
 def tree_cases(kernels: Kernels, trees: int, group: int, prompt: int, length: int) -> Iterator[Case]:
     """Yield attention within trees, forward alone and with the backward pass, beside padded grids."""
-    spans = ([], [], [])  # type: tuple[list[tuple[int, int]], list[tuple[int, int]], list[int]]
-    start = 0
-    for tree in range(trees):
-        spans[0].append((start, prompt))
-        start += prompt
-        for _ in range(group):
-            spans[1].append((start, length))
-            spans[2].append(tree)
-            start += length
-    states = [_normal(kernels, start, heads, SIZE).requires_grad_() for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    tree_length = prompt + group * length
+    starts = range(0, trees * tree_length, tree_length)
+    prompts = [(start, prompt) for start in starts]
+    branches = [(start + prompt + place * length, length) for start in starts for place in range(group)]
+    spans = prompts, branches, [tree for tree in range(trees) for _ in range(group)]
+    states = [
+        _normal(kernels, trees * tree_length, heads, SIZE).requires_grad_() for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
     packed, padded = tree_spans(*spans), PaddedTrees(*spans, device=CPU)
     seen = trees * (prompt**2 / 2 + group * (length * prompt + length**2 / 2))
 
@@ -133,9 +131,8 @@ def tree_cases(kernels: Kernels, trees: int, group: int, prompt: int, length: in
     def both(run: Callable[[], Tensor]) -> None:
         torch.autograd.grad(run().float().sum(), states)
 
-    name = f"{trees} trees of {prompt} + {group} x {length}"
-    with torch.no_grad():
-        yield Case(f"{name}, forward", torch.no_grad()(ours), torch.no_grad()(torchs), 4 * SIZE * HEADS * seen)
+    name = f"trees, {trees} of {prompt} + {group} x {length}"
+    yield Case(f"{name}, forward", torch.no_grad()(ours), torch.no_grad()(torchs), 4 * SIZE * HEADS * seen)
     yield Case(f"{name}, both", lambda: both(ours), lambda: both(torchs), 14 * SIZE * HEADS * seen)
 
 

@@ -49,6 +49,14 @@ struct Factors {
   const T *panel, *next;
 };
 
+template <int num, int panels>
+inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t width) {
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) store(block + m * width + i * kLanes, totals[m][i]);
+}
+
 // block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
 // lie between the starts of two rows of block.
 template <int num, int panels>
@@ -65,10 +73,7 @@ void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
       for (int i = 0; i < panels; ++i) totals[m][i] += x * weights[i];
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < num; ++m)
-#pragma GCC unroll 2
-    for (int i = 0; i < panels; ++i) store(block + m * width + i * kLanes, totals[m][i]);
+  store_block(totals, block, width);
 }
 
 template <int num, int panels>
@@ -103,10 +108,7 @@ void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
     }
 #endif
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < num; ++m)
-#pragma GCC unroll 2
-    for (int i = 0; i < panels; ++i) store(block + m * width + i * kLanes, totals[m][i]);
+  store_block(totals, block, width);
 }
 
 // Both panels, one after the other where the sums of both do not fit the registers.
