@@ -49,6 +49,35 @@ struct Factors {
   const T *panel, *next;
 };
 
+// A product of a few rows waits for its panels, one of many computes: in between, the panels after its own can come while
+// it computes. The calls that make up a product ask for a share of them each, spread over their iterations.
+struct Share {
+  const char* at;
+  int64_t step;
+
+  void ask(int64_t iteration) const { __builtin_prefetch(at + iteration * step, 0, 2); }
+};
+
+struct NextPanels {
+  const char* at;  // what no call has asked for yet
+  int64_t iterations, rows;
+
+  template <class T>
+  NextPanels(const Factors<T>& of, int rows)
+      : at(reinterpret_cast<const char*>(of.panel + 2 * of.in * kLanes)), iterations(of.in * sizeof(T) / 4), rows(rows) {}
+
+  Share share(int of_rows) {
+    const Share share{at, 64 * of_rows / rows};
+    at += iterations * share.step;
+    return share;
+  }
+};
+
+struct Nothing {
+  Nothing share(int) const { return {}; }
+  void ask(int64_t) const {}
+};
+
 template <int num, int panels>
 inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t width) {
 #pragma GCC unroll 8
@@ -59,10 +88,11 @@ inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t 
 
 // block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
 // lie between the starts of two rows of block.
-template <int num, int panels>
-void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
+template <int num, int panels, class Ahead>
+void multiply_rows(const Factors<float>& of, const Ahead& ahead, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; ++k) {
+    ahead.ask(k);
     Vec weights[panels];
     weights[0] = load(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load(of.next + k * kLanes);
@@ -76,10 +106,11 @@ void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
   store_block(totals, block, width);
 }
 
-template <int num, int panels>
-void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
+template <int num, int panels, class Ahead>
+void multiply_rows(const Factors<BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; k += 2) {
+    ahead.ask(k / 2);
 #if defined(__AVX512BF16__)
     __m512bh weights[panels];
     weights[0] = load_pairs(of.panel + k * kLanes);
@@ -112,33 +143,33 @@ void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
 }
 
 // Both panels, one after the other where the sums of both do not fit the registers.
-template <int num, class T>
-void multiply_rows(const Factors<T>& of, float* block, int64_t width) {
+template <int num, class T, class Ahead>
+void multiply_rows(const Factors<T>& of, Ahead& ahead, float* block, int64_t width) {
   if constexpr (2 * num <= kSums) {
-    multiply_rows<num, 2>(of, block, width);
+    multiply_rows<num, 2>(of, ahead.share(2 * num), block, width);
   } else {
-    multiply_rows<num, 1>(of, block, width);
-    multiply_rows<num, 1>(Factors<T>{of.x, of.step, of.in, of.next, of.next}, block + kLanes, width);
+    multiply_rows<num, 1>(of, ahead.share(num), block, width);
+    multiply_rows<num, 1>(Factors<T>{of.x, of.step, of.in, of.next, of.next}, ahead.share(num), block + kLanes, width);
   }
 }
 
 // The same for up to 32 rows.
-template <class T>
-void multiply_vectors(const Factors<T>& of, int rows, float* block, int64_t width) {
+template <class T, class Ahead>
+void multiply_vectors(const Factors<T>& of, int rows, Ahead ahead, float* block, int64_t width) {
   for (int row = 0; row < rows;) {
     const Factors<T> from{of.x + row * of.step, of.step, of.in, of.panel, of.next};
     float* to = block + row * width;
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
-      multiply_rows<8>(from, to, width), row += 8;
+      multiply_rows<8>(from, ahead, to, width), row += 8;
     } else if (left >= 6 && kMostRows >= 6 && kMostRows < 8) {
-      multiply_rows<6>(from, to, width), row += 6;
+      multiply_rows<6>(from, ahead, to, width), row += 6;
     } else if (left >= 4 && kMostRows >= 4) {
-      multiply_rows<4>(from, to, width), row += 4;
+      multiply_rows<4>(from, ahead, to, width), row += 4;
     } else if (left >= 2) {
-      multiply_rows<2>(from, to, width), row += 2;
+      multiply_rows<2>(from, ahead, to, width), row += 2;
     } else {
-      multiply_rows<1>(from, to, width), row += 1;
+      multiply_rows<1>(from, ahead, to, width), row += 1;
     }
   }
 }
@@ -219,8 +250,10 @@ template <class T>
 inline void multiply(const Factors<T>& of, int rows, float* block, int64_t width, bool tiled) {
   if (tiled) {
     multiply_tiles(of, rows, block, width);
+  } else if (rows > 3 && rows < kChunk) {
+    multiply_vectors(of, rows, NextPanels(of, rows), block, width);
   } else {
-    multiply_vectors(of, rows, block, width);
+    multiply_vectors(of, rows, Nothing(), block, width);
   }
 }
 
