@@ -33,8 +33,8 @@ class NativeEngine:
     def __init__(
         self, policy: LoadedModel, settings: EngineSettings, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        """Copy the weights of `policy` in its compute dtype, on its device."""
-        self._policy = policy
+        """Copy the weights of `policy` in its compute dtype, on its device; the engine does not keep the model."""
+        self._tokenizer, self._eos_ids = policy.tokenizer, policy.eos_ids
         self._max_sequences = settings.max_sequences
         self._should_stop = should_stop
         with no_init_weights():
@@ -78,7 +78,7 @@ class NativeEngine:
             branches = [Branch(prompt_index, index, seed) for index, seed in enumerate(prompt_seeds)]
             if waiting := [branch for branch in branches if (prompt_index, branch.sample_index) not in completions]:
                 trees.setdefault(prompt.ids, Tree(prompt.ids)).waiting.extend(waiting)
-        endings = Endings(self._policy.tokenizer, self._policy.eos_ids, sampling, model.device)
+        endings = Endings(self._tokenizer, self._eos_ids, sampling, model.device)
         num_rows = max(1, min(self._max_sequences, sum(len(tree.waiting) for tree in trees.values())))
         stack = LayerStack(model) if self._stacks else None  # made anew: it points to the weights of now
         decoding = Decoding(model, stack, list(trees.values()), endings, sampling, num_rows)

@@ -73,15 +73,17 @@ def model_answers(
     `given` are the answers that came with the prompts, by the prompt's id, which are scored too.
     """
     loaded = load_model(model, seed=settings.seed, trainable=False)
+    tokenizer = loaded.tokenizer
     prompts, dropped = drop_overlong(
         rows,
-        lambda row: render_prompt(row, loaded.tokenizer),
+        lambda row: render_prompt(row, tokenizer),
         max_length=settings.data.max_length,
         reserve=settings.sampling.max_completion_length,
     )
-    answered = {row_id: scored.as_completion(text, loaded.tokenizer) for row_id, text in (given or {}).items()}
+    answered = {row_id: scored.as_completion(text, tokenizer) for row_id, text in (given or {}).items()}
     frozen = None if reference is None else open_reference(reference, loaded, model)
     engine = ENGINES[settings.engine.name](loaded, settings.engine, lambda: run.stop_requested)
+    del loaded  # the engine has its own copy of the weights
 
     def answer(ids: Sequence[str]) -> list[Sample]:
         batch = [prompts[row_id] for row_id in ids]
@@ -102,7 +104,7 @@ def model_answers(
             for sample, distance in zip(samples, distances, strict=True)
         ]
 
-    yield Answers(list(prompts), len(dropped), loaded.tokenizer.chat_template, answer)
+    yield Answers(list(prompts), len(dropped), tokenizer.chat_template, answer)
     engine.close()
     forget(run.path / JOURNAL)
 
