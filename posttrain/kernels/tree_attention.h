@@ -157,122 +157,162 @@ void attend_trees(const Trees& trees, const T* q, const T* k, const T* v, T* out
   }
 }
 
-// The gradients of the above; those for keys and values by query head, (2, heads, tokens, size), in `parts` first.
+// What the backward pass starts from, arrays (tokens, heads, size), and logsums (tokens, heads).
 template <class T>
-void attend_trees_backward(const Trees& trees, const T* q, const T* k, const T* v, const T* out, const float* logsums,
-                           const T* grad_out, T* grad_q, T* grad_k, T* grad_v, float* parts) {
-  const int64_t size = trees.size, group = trees.heads / trees.kv_heads;
-  const bool tiled = by_tiles(q, kChunk);
-  const Tiles tiles(tiled);
-  std::vector<T> keys, keys_by_column, values, queries(kQueries * size), queries_out(kQueries * size),
-      queries_in(kQueries * size), grads(kQueries * size), grads_out(kQueries * size), grads_in(kQueries * size), weights,
-      grad_scores, grad_scores_in;
-  std::vector<float> grad_keys, grad_values;
+struct Attended {
+  const T *q, *k, *v, *out;
+  const float* logsums;
+  const T* grad_out;
+};
+
+// The backward pass of one head of one tree: a thread's memory for it, and its steps.
+template <class T>
+struct HeadBackward {
+  const Trees& trees;
+  const Attended<T>& given;
+  const bool tiled;
+  const int64_t size = trees.size;
+  int64_t room = 0;  // keys
+
+  std::vector<T> keys{}, keys_by_column{}, values{};
+  std::vector<float> grad_keys{}, grad_values{};
+  std::vector<T> queries = of_queries(), queries_out = of_queries(), queries_in = of_queries();  // up to kQueries of them
+  std::vector<T> grads = of_queries(), grads_out = of_queries(), grads_in = of_queries();
+  std::vector<T> weights{}, grad_scores{}, grad_scores_in{};  // of each key and query
+  alignas(64) float logsum[kQueries], shared[kQueries];       // shared: the mean gradient of a query's weights
   alignas(64) float block[kChunk * kColumns], grad_block[kChunk * kColumns];
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t task = 0; task < trees.count * trees.heads; ++task) {
-    const HeadOfTree<T> of{trees, task / trees.heads, task % trees.heads};
-    const int64_t room = of.room;
+
+  std::vector<T> of_queries() const { return std::vector<T>(kQueries * size); }
+
+  void begin(const HeadOfTree<T>& of) {
+    room = of.room;
     for (auto* rows : {&keys, &keys_by_column, &values}) rows->resize(room * size);
     for (auto* sums : {&grad_keys, &grad_values}) sums->assign(room * size, 0.0f);
     for (auto* scores : {&weights, &grad_scores, &grad_scores_in}) scores->resize(room * kQueries);
-    const auto write = [&](Span span, int64_t first_key) {
-      const int64_t at = (of.head * trees.tokens + span.start) * size;
-      const auto copy = [&](const std::vector<float>& sums, float* to) {
-        std::memcpy(to + at, sums.data() + first_key * size, span.length * size * sizeof(float));
-      };
-      copy(grad_keys, parts), copy(grad_values, parts + trees.heads * trees.tokens * size);
-    };
-    of.for_spans([&](Span span, View view) {
-      gather(k + of.key_at(span.start), of.key_step(), span.length, size, keys.data() + view.own * size);
-      gather(v + of.key_at(span.start), of.key_step(), span.length, size, values.data() + view.own * size);
-      const int64_t end = view.own + whole(span.length);
-      for (int64_t key = view.own; key < end; ++key)
-        for (int64_t i = 0; i < size; ++i) keys_by_column[i * room + key] = keys[key * size + i];
-      for (auto* sums : {&grad_keys, &grad_values})
-        std::fill(sums->begin() + view.own * size, sums->begin() + end * size, 0.0f);
-
-      for (int64_t first = 0; first < span.length; first += kQueries) {
-        const int64_t num = std::min(kQueries, span.length - first), width = whole(num);
-        const int64_t at = of.query_at(span.start + first), step = of.query_step();
-        gather(q + at, step, num, size, queries.data());
-        gather(grad_out + at, step, num, size, grads.data());
-        pack_outputs(queries.data(), width, size, queries_out.data());
-        pack_outputs(grads.data(), width, size, grads_out.data());
-        pack_inputs(queries.data(), width, size, queries_in.data(), width);
-        pack_inputs(grads.data(), width, size, grads_in.data(), width);
-        alignas(64) float logsum[kQueries], shared[kQueries];  // of each query; shared: its weights' mean gradient
-        for (int64_t j = 0; j < width; ++j) {
-          logsum[j] = j < num ? logsums[(span.start + first + j) * trees.heads + of.head] : INFINITY;
-          Vec products{};
-          for (int64_t i = 0; j < num && i < size; i += kLanes)
-            products += load(out + at + j * step + i) * load(grads.data() + j * size + i);
-          shared[j] = sum(products);
-        }
-
-        const int64_t seen = view.own + first + width;
-        for (int64_t key = 0; key < seen; key += kChunk) {
-          // Of its own keys, queries before a chunk see none of it.
-          const int64_t begin = key < view.own ? 0 : std::max<int64_t>(0, key - view.own - first);
-          for (int64_t j = begin; j < width; j += kColumns) {
-            const auto against = [&](const std::vector<T>& of_keys, const std::vector<T>& of_queries, float* to) {
-              const T* panel = of_queries.data() + j * size;
-              multiply(Factors<T>{of_keys.data() + key * size, size, size, panel, panel + size * kLanes}, kChunk, to,
-                       kColumns, tiled);
-            };
-            against(keys, queries_out, block), against(values, grads_out, grad_block);
-            const bool all = view.whole_block(first + j, key);
-            for (int lane = 0; lane < kColumns; lane += kLanes) {
-              const Vec total = load(logsum + j + lane), mean = load(shared + j + lane);
-              for (int m = 0; m < kChunk; m += 2) {
-                Vec changes[2];
-                for (int odd = 0; odd < 2; ++odd) {
-                  const int64_t from = (m + odd) * kColumns + lane, to = (key + m + odd) * kQueries + j + lane;
-                  Vec weight = exponential(load(block + from) * trees.scaling - total);
-                  if (!all) weight *= view.seen(first + j + lane, key + m + odd);
-                  changes[odd] = weight * (load(grad_block + from) - mean) * trees.scaling;
-                  store(weights.data() + to, weight), store(grad_scores.data() + to, changes[odd]);
-                }
-                T* panel = grad_scores_in.data() + (j + lane) * room;
-                store_inputs(panel + (key + m) * kLanes, changes[0], changes[1]);
-              }
-            }
-          }
-          const auto add = [&](const std::vector<T>& scores, const std::vector<T>& of_queries, std::vector<float>& sums) {
-            for (int64_t column = 0; column < size; column += kColumns) {
-              const T* panel = of_queries.data() + column * width + begin * kLanes;
-              multiply(Factors<T>{scores.data() + key * kQueries + begin, kQueries, width - begin, panel,
-                                  panel + width * kLanes},
-                       kChunk, block, kColumns, tiled);
-              for (int m = 0; m < kChunk; ++m)
-                for (int i = 0; i < kColumns; i += kLanes) {
-                  float* to = sums.data() + (key + m) * size + column + i;
-                  store(to, load(to) + load(block + m * kColumns + i));
-                }
-            }
-          };
-          add(weights, grads_in, grad_values), add(grad_scores, queries_in, grad_keys);
-        }
-
-        for (int64_t j = 0; j < width; j += kColumns) {
-          const int64_t depth = view.own + first + j + kColumns;
-          for (int64_t column = 0; column < size; column += kChunk) {
-            const T* panel = grad_scores_in.data() + j * room;
-            multiply(Factors<T>{keys_by_column.data() + column * room, room, depth, panel, panel + room * kLanes}, kChunk,
-                     block, kColumns, tiled);
-            for (int64_t m = 0; m < std::min<int64_t>(kColumns, num - j); ++m) {
-              float row[kChunk];
-              for (int i = 0; i < kChunk; ++i) row[i] = block[i * kColumns + m];
-              for (int i = 0; i < kChunk; i += kLanes) store(grad_q + at + (j + m) * step + column + i, load(row + i));
-            }
-          }
-        }
-      }
-      if (view.own) write(span, view.own);
-    });
-    write(of.prompt, 0);  // its branches have added to it
   }
 
+  void place_keys(const HeadOfTree<T>& of, Span span, int64_t own) {
+    gather(given.k + of.key_at(span.start), of.key_step(), span.length, size, keys.data() + own * size);
+    gather(given.v + of.key_at(span.start), of.key_step(), span.length, size, values.data() + own * size);
+    const int64_t end = own + whole(span.length);
+    for (int64_t key = own; key < end; ++key)
+      for (int64_t i = 0; i < size; ++i) keys_by_column[i * room + key] = keys[key * size + i];
+    for (auto* sums : {&grad_keys, &grad_values}) std::fill(sums->begin() + own * size, sums->begin() + end * size, 0.0f);
+  }
+
+  void place_queries(const HeadOfTree<T>& of, int64_t token, int64_t num) {
+    const int64_t width = whole(num), at = of.query_at(token), step = of.query_step();
+    gather(given.q + at, step, num, size, queries.data());
+    gather(given.grad_out + at, step, num, size, grads.data());
+    pack_outputs(queries.data(), width, size, queries_out.data());
+    pack_outputs(grads.data(), width, size, grads_out.data());
+    pack_inputs(queries.data(), width, size, queries_in.data(), width);
+    pack_inputs(grads.data(), width, size, grads_in.data(), width);
+    for (int64_t j = 0; j < width; ++j) {
+      logsum[j] = j < num ? given.logsums[(token + j) * trees.heads + of.head] : INFINITY;
+      Vec products{};
+      for (int64_t i = 0; j < num && i < size; i += kLanes)
+        products += load(given.out + at + j * step + i) * load(grads.data() + j * size + i);
+      shared[j] = sum(products);
+    }
+  }
+
+  // The weights of 32 keys for 32 queries from `j` on, which are the span's from `first` on, and their scores' gradients.
+  void weigh(View view, int64_t first, int64_t key, int64_t j) {
+    const auto against = [&](const std::vector<T>& of_keys, const std::vector<T>& of_queries, float* to) {
+      const T* panel = of_queries.data() + j * size;
+      multiply(Factors<T>{of_keys.data() + key * size, size, size, panel, panel + size * kLanes}, kChunk, to, kColumns,
+               tiled);
+    };
+    against(keys, queries_out, block), against(values, grads_out, grad_block);
+    const bool all = view.whole_block(first + j, key);
+    for (int lane = 0; lane < kColumns; lane += kLanes) {
+      const Vec total = load(logsum + j + lane), mean = load(shared + j + lane);
+      for (int m = 0; m < kChunk; m += 2) {
+        Vec changes[2];
+        for (int odd = 0; odd < 2; ++odd) {
+          const int64_t from = (m + odd) * kColumns + lane, to = (key + m + odd) * kQueries + j + lane;
+          Vec weight = exponential(load(block + from) * trees.scaling - total);
+          if (!all) weight *= view.seen(first + j + lane, key + m + odd);
+          changes[odd] = weight * (load(grad_block + from) - mean) * trees.scaling;
+          store(weights.data() + to, weight), store(grad_scores.data() + to, changes[odd]);
+        }
+        T* panel = grad_scores_in.data() + (j + lane) * room;
+        store_inputs(panel + (key + m) * kLanes, changes[0], changes[1]);
+      }
+    }
+  }
+
+  // sums of 32 keys += their scores with the queries from `begin` to `width` times what those queries have.
+  void add(const std::vector<T>& scores, const std::vector<T>& of_queries, int64_t key, int64_t begin, int64_t width,
+           std::vector<float>& sums) {
+    for (int64_t column = 0; column < size; column += kColumns) {
+      const T* panel = of_queries.data() + column * width + begin * kLanes;
+      multiply(Factors<T>{scores.data() + key * kQueries + begin, kQueries, width - begin, panel, panel + width * kLanes},
+               kChunk, block, kColumns, tiled);
+      for (int m = 0; m < kChunk; ++m)
+        for (int i = 0; i < kColumns; i += kLanes) {
+          float* to = sums.data() + (key + m) * size + column + i;
+          store(to, load(to) + load(block + m * kColumns + i));
+        }
+    }
+  }
+
+  // The gradients of up to 32 queries from `j` on, which see `depth` keys, `step` elements apart.
+  void write_queries(int64_t j, int64_t num, int64_t depth, int64_t step, T* grad_q) {
+    for (int64_t column = 0; column < size; column += kChunk) {
+      const T* panel = grad_scores_in.data() + j * room;
+      multiply(Factors<T>{keys_by_column.data() + column * room, room, depth, panel, panel + room * kLanes}, kChunk, block,
+               kColumns, tiled);
+      for (int64_t m = 0; m < num; ++m) {
+        float row[kChunk];
+        for (int i = 0; i < kChunk; ++i) row[i] = block[i * kColumns + m];
+        for (int i = 0; i < kChunk; i += kLanes) store(grad_q + m * step + column + i, load(row + i));
+      }
+    }
+  }
+
+  void write_keys(const HeadOfTree<T>& of, Span span, int64_t own, float* parts) const {
+    const int64_t at = (of.head * trees.tokens + span.start) * size;
+    const auto copy = [&](const std::vector<float>& sums, float* to) {
+      std::memcpy(to + at, sums.data() + own * size, span.length * size * sizeof(float));
+    };
+    copy(grad_keys, parts), copy(grad_values, parts + trees.heads * trees.tokens * size);
+  }
+};
+
+// The gradients of the above; those for keys and values by query head, (2, heads, tokens, size), in `parts` first.
+template <class T>
+void attend_trees_backward(const Trees& trees, const Attended<T>& given, T* grad_q, T* grad_k, T* grad_v, float* parts) {
+  const bool tiled = by_tiles(given.q, kChunk);
+  const Tiles tiles(tiled);
+  HeadBackward<T> backward{trees, given, tiled};
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t task = 0; task < trees.count * trees.heads; ++task) {
+    const HeadOfTree<T> of{trees, task / trees.heads, task % trees.heads};
+    backward.begin(of);
+    of.for_spans([&](Span span, View view) {
+      backward.place_keys(of, span, view.own);
+      for (int64_t first = 0; first < span.length; first += kQueries) {
+        const int64_t num = std::min(kQueries, span.length - first), width = whole(num);
+        backward.place_queries(of, span.start + first, num);
+        for (int64_t key = 0; key < view.own + first + width; key += kChunk) {
+          // Of its own keys, queries before a chunk see none of it.
+          const int64_t begin = key < view.own ? 0 : std::max<int64_t>(0, key - view.own - first);
+          for (int64_t j = begin; j < width; j += kColumns) backward.weigh(view, first, key, j);
+          backward.add(backward.weights, backward.grads_in, key, begin, width, backward.grad_values);
+          backward.add(backward.grad_scores, backward.queries_in, key, begin, width, backward.grad_keys);
+        }
+        for (int64_t j = 0; j < width; j += kColumns)
+          backward.write_queries(j, std::min<int64_t>(kColumns, num - j), view.own + first + j + kColumns,
+                                 of.query_step(), grad_q + of.query_at(span.start + first + j));
+      }
+      if (view.own) backward.write_keys(of, span, view.own, parts);
+    });
+    backward.write_keys(of, of.prompt, 0, parts);  // its branches have added to it
+  }
+
+  const int64_t size = trees.size, group = trees.heads / trees.kv_heads;
 #pragma omp for schedule(static)
   for (int64_t token = 0; token < trees.tokens; ++token) {
     for (int64_t kv_head = 0; kv_head < trees.kv_heads; ++kv_head) {
