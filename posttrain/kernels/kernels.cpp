@@ -46,7 +46,7 @@ template <class T>
 struct Factors {
   const T* x;
   int64_t step, in;
-  const T *panel, *next;  // the latter null where there is one panel only
+  const T *panel, *next;
 };
 
 // What a product asks memory for while it computes. A product of one row waits for its panels, one of many has them long
@@ -147,9 +147,7 @@ void multiply_rows(const Factors<BFloat16>& of, const Ahead& ahead, float* block
 // Both panels, one after the other where the sums of both do not fit the registers.
 template <int num, class T, class Ahead>
 void multiply_rows(const Factors<T>& of, Ahead& ahead, float* block, int64_t width) {
-  if (!of.next) {
-    multiply_rows<num, 1>(of, ahead.share(num), block, width);
-  } else if constexpr (2 * num <= kSums) {
+  if constexpr (2 * num <= kSums) {
     multiply_rows<num, 2>(of, ahead.share(2 * num), block, width);
   } else {
     multiply_rows<num, 1>(of, ahead.share(num), block, width);
@@ -309,7 +307,6 @@ Softmax exponentials(const float* scores, int64_t count, float scaling, Out* wei
 }
 
 #include "tree_attention.h"
-#include "lora.h"
 
 // Rows of keys or values, (length, size).
 template <class T>
@@ -743,9 +740,6 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
                                                T* grad_v, float* parts) {                                              \
     _Pragma("omp parallel")                                                                                            \
         attend_trees_backward(*trees, Attended<T>{q, k, v, out, logsums, grad_out}, grad_q, grad_k, grad_v, parts);    \
-  }                                                                                                                    \
-  extern "C" void lora_linear_##name(const LoraLinear* layer, const T* x, T* inner, T* out) {                          \
-    lora_linear(*layer, x, inner, out);                                                                                \
   }                                                                                                                    \
   extern "C" void rms_norm_##name(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon) {    \
     _Pragma("omp parallel") norm_rows(x, weight, out, rows, size, epsilon);                                            \

@@ -67,16 +67,6 @@ class Trees(Structure):
     ]
 
 
-class LoraLinear(Structure):
-    """A linear layer with an adapter, and one of its passes; see `lora.h`."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "inputs", "outputs", "rank", "transposed")),
-        ("scaling", c_float),
-        *((name, c_void_p) for name in ("weight", "bias", "a", "b")),
-    ]
-
-
 class TreeSpans(NamedTuple):
     """Where P trees lie in a packed sequence, which they cover; int64 tensors, contiguous."""
 
@@ -138,7 +128,6 @@ class Kernels:
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
             "attend_trees": [POINTER(Trees)] + [c_void_p] * 5,
             "attend_trees_backward": [POINTER(Trees)] + [c_void_p] * 10,
-            "lora_linear": [POINTER(LoraLinear)] + [c_void_p] * 3,
             "rms_norm": [c_void_p] * 3 + [c_int64, c_int64, c_float],
             "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
             "swiglu": [c_void_p] * 3 + [c_int64] * 3,
@@ -296,37 +285,6 @@ class Kernels:
         addresses = (*map(self.at, (*states, out)), logsums.data_ptr(), *map(self.at, (grad_out, query, key, value)))
         self._call["attend_trees_backward"](byref(trees), *addresses, parts.data_ptr())
         return query, key, value
-
-    def lora_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return `x W^T + bias + scaling (x A^T) B^T`, `(T, N)`, and `x A^T`, `(T, R)`, of x `(T, K)`.
-
-        A `(R, K)` and B `(N, R)` are in float32; K, N and R are multiples of LANES.
-        """
-        return self._lora_linear(x, weight, bias, a, b, scaling, transposed=False)
-
-    def lora_linear_backward(
-        self, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of `lora_linear` for x `(T, K)` and for `x A^T` `(T, R)`, from its result's `(T, N)`."""
-        return self._lora_linear(grad, weight, None, a, b, scaling, transposed=True)
-
-    def _lora_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, *, transposed: bool
-    ) -> tuple[Tensor, Tensor]:
-        outputs, inputs = reversed(weight.shape) if transposed else weight.shape
-        rows, rank = len(x), len(a)
-        assert x.shape[1] == inputs, f"expected {inputs} inputs, and got {x.shape[1]}"
-        assert a.shape == (rank, weight.shape[1])
-        assert b.shape == (weight.shape[0], rank)
-        assert inputs % LANES == outputs % LANES == rank % LANES == 0, f"got {inputs}, {outputs} and rank {rank}"
-        assert all(each.dtype == torch.float32 and each.is_contiguous() for each in (a, b))
-        addresses = self.at(weight), None if bias is None else self.at(bias), a.data_ptr(), b.data_ptr()
-        layer = LoraLinear(rows, inputs, outputs, rank, transposed, scaling, *addresses)
-        inner, out = x.new_empty(rows, rank), x.new_empty(rows, outputs)
-        self._call["lora_linear"](byref(layer), *map(self.at, (x, inner, out)))
-        return out, inner
 
     def decode_layers(self, step: Step, layers: "ctypes.Array[Layer]", hidden: Tensor) -> None:
         """Compute the hidden states `(B, E)` after all layers, in place."""

@@ -12,7 +12,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
 from posttrain.models.quantized import dense_weight
 
 
@@ -46,14 +45,6 @@ class FusedLoraLinear:
         return cast(Tensor, product)
 
 
-def _kernels(weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> Kernels | None:
-    """Return the kernels that compute a layer and its adapter together, where they are known to be the faster ones."""
-    fits = all(size % LANES == 0 for size in (*weight.shape, len(lora_a)))
-    if not fits or not weight.dtype == lora_a.dtype == lora_b.dtype == torch.float32:
-        return None
-    return compiled_kernels(weight.device, weight.dtype)
-
-
 class _LoraProduct(torch.autograd.Function):
     """The frozen weight, which may lie in 4 bits, gets no gradient; the input is kept once for both products."""
 
@@ -63,32 +54,26 @@ class _LoraProduct(torch.autograd.Function):
     ) -> Tensor:
         dense = dense_weight(weight)  # (out, in)
         flat = x.reshape(-1, x.shape[-1]).to(dense.dtype)  # (N, in)
-        kernels = _kernels(dense, lora_a, lora_b)
-        if kernels is not None:
-            out, inner = kernels.lora_linear(flat.contiguous(), dense, bias, lora_a, lora_b, scaling)
-        else:
-            inner = flat @ lora_a.to(dense.dtype).T  # (N, r)
-            out = nn.functional.linear(flat, dense, bias).addmm_(inner, (lora_b * scaling).to(dense.dtype).T)
-        ctx.save_for_backward(flat, inner, lora_a, lora_b)
+        a, b = lora_a.to(dense.dtype), (lora_b * scaling).to(dense.dtype)  # (r, in), (out, r)
+        inner = flat @ a.T  # (N, r)
+        out = nn.functional.linear(flat, dense, bias).addmm_(inner, b.T)
+        ctx.save_for_backward(flat, inner, a, b)
         ctx.weight = weight  # frozen: nothing can change it before the backward pass
-        ctx.kernels, ctx.scaling, ctx.dtype = kernels, scaling, x.dtype
+        ctx.scaling, ctx.dtype, ctx.adapter_dtype = scaling, x.dtype, lora_a.dtype
         return out.view(*x.shape[:-1], len(dense))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, lora_a, lora_b = ctx.saved_tensors
+        flat, inner, a, b = ctx.saved_tensors
         grad = grad_out.reshape(-1, grad_out.shape[-1])  # (N, out)
-        grad_x = None
-        if ctx.kernels is not None and ctx.needs_input_grad[0]:
-            dense = dense_weight(ctx.weight)
-            grad_x, grad_inner = ctx.kernels.lora_linear_backward(grad.contiguous(), dense, lora_a, lora_b, ctx.scaling)
-        else:
-            grad_inner = grad @ (lora_b * ctx.scaling).to(grad.dtype)  # (N, r)
-            if ctx.needs_input_grad[0]:
-                grad_x = (grad @ dense_weight(ctx.weight)).addmm_(grad_inner, lora_a.to(grad.dtype))
-        if grad_x is not None:
+        grad_inner = grad @ b  # (N, r)
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ dense_weight(ctx.weight)).addmm_(grad_inner, a)
             grad_x = grad_x.view(*grad_out.shape[:-1], flat.shape[1]).to(ctx.dtype)
-        grad_a = (grad_inner.T @ flat).to(lora_a.dtype)
-        grad_b = (grad.T @ inner).to(lora_b.dtype).mul_(ctx.scaling)
+        if ctx.needs_input_grad[3]:
+            grad_a = (grad_inner.T @ flat).to(ctx.adapter_dtype)
+        if ctx.needs_input_grad[4]:
+            grad_b = (grad.T @ inner).to(ctx.adapter_dtype).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None
