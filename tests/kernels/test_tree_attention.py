@@ -15,8 +15,9 @@ from tests.kernels.conftest import DTYPES, NATIVE, TARGETS, kernels_for
 
 Trees = Sequence[tuple[int, Sequence[int]]]  # lengths of each prompt and of its branches
 SCALING = 0.3
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2**-6}  # of the largest entry, or of 1
 # Of the size of the terms that an entry is the sum of; in bfloat16 up to three of a gradient's factors are rounded.
-TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 3 * 2**-8}
+TERM_TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 3 * 2**-8}
 BLOCKS: list[Trees] = [
     [(5, [3])],
     [(1, [1, 1]), (1, [])],
@@ -53,8 +54,20 @@ def mask_of(trees: Trees, window: int | None) -> Tensor:
     return mask
 
 
-def check(kernels: Kernels, trees: Trees, window: int | None, *, heads: int, kv_heads: int, size: int) -> None:
-    """Compare result and gradients, each entry by the size of the terms that it is a sum of: they may cancel."""
+def check(
+    kernels: Kernels,
+    trees: Trees,
+    window: int | None,
+    *,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    may_cancel: bool = False,
+) -> None:
+    """Compare result and gradients, each entry by the size of its terms, and all by the largest one.
+
+    The latter not where `may_cancel`: terms may cancel in all entries, so that their rounding exceeds the largest.
+    """
     dtype, generator = kernels.dtype, torch.Generator().manual_seed(0)
     mask = mask_of(trees, window)
 
@@ -75,8 +88,9 @@ def check(kernels: Kernels, trees: Trees, window: int | None, *, heads: int, kv_
     for name, got, wanted, terms in zip(("out", "query", "key", "value"), *results, sizes, strict=True):
         assert got is not None
         assert wanted is not None
-        apart = ((got.double() - wanted).abs() / terms).max()
-        assert apart <= TOLERANCES[dtype], f"{name}: {apart:.2e} of the terms' size"
+        errors = (got.double() - wanted).abs()
+        assert (errors / terms).max() <= TERM_TOLERANCES[dtype], name
+        assert may_cancel or errors.max() <= TOLERANCES[dtype] * max(float(wanted.abs().max()), 1.0), name
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +138,8 @@ lengths = st.integers(1, 140)
     dtype=st.sampled_from(DTYPES),
 )
 def test_any_tree(trees: Trees, window: int | None, target: str, dtype: torch.dtype) -> None:
-    check(kernels_for(target, dtype), trees, window, heads=2, kv_heads=1, size=32)
+    may_cancel = dtype == torch.bfloat16
+    check(kernels_for(target, dtype), trees, window, heads=2, kv_heads=1, size=32, may_cancel=may_cancel)
 
 
 def test_the_order_of_branches_does_not_matter() -> None:
