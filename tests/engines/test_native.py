@@ -56,6 +56,15 @@ def test_prompts_beyond_a_pack_take_several_forwards(make_policy: Callable[..., 
     assert widths == [(count - 1) * 100, 100]
 
 
+def test_the_policy_may_go_once_its_weights_are_copied(make_policy: Callable[..., LoadedModel]) -> None:
+    policy = make_policy("llama")
+    engine, loaded = NativeEngine(policy, EngineSettings()), weakref.ref(policy.model)
+    del policy
+    gc.collect()
+    assert loaded() is None
+    engine.close()
+
+
 def test_closing_frees_the_weights(make_policy: Callable[..., LoadedModel]) -> None:
     engine = NativeEngine(make_policy("llama"), EngineSettings())
     model = weakref.ref(engine._open_model())
