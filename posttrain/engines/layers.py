@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from posttrain.engines.products import JoinedLinear, probe_logits, same_logits
 from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
 from posttrain.models.attention import AttentionLayout
+from posttrain.models.logprobs import compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def shorten_layers(model: PreTrainedModel) -> None:
     before = probe_logits(model)
     for layer in layers:
         layer.__class__ = ShortDecoderLayer
-        layer.kernels = compiled_kernels(model.device, model.dtype)
+        layer.kernels = compiled_kernels(model.device, compute_dtype(model))
     if not same_logits(probe_logits(model), before):
         for layer, own in zip(layers, classes, strict=True):
             layer.__class__ = own

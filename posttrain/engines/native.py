@@ -21,19 +21,19 @@ from posttrain.engines.stack import LayerStack, stack_agrees
 from posttrain.errors import DataError, ModelError
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import Model
-from posttrain.models.lora import folded_weights
+from posttrain.models.lora import unfolded_weights
 from posttrain.models.support import prepare_attention
 from posttrain.records import Completion, Prompt
 from posttrain.settings import EngineSettings, SamplingSettings
 
 
 class NativeEngine:
-    """Generates with its own copy of the policy's weights, adapters folded in; see `engines.Engine`."""
+    """Generates with its own copy of the policy's weights and adapters; see `engines.Engine`."""
 
     def __init__(
         self, policy: LoadedModel, settings: EngineSettings, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        """Copy the weights of `policy` in its compute dtype, on its device; the engine does not keep the model."""
+        """Copy the weights of `policy`, narrower ones as they are; the engine does not keep the model."""
         self._tokenizer, self._eos_ids = policy.tokenizer, policy.eos_ids
         self._max_sequences = settings.max_sequences
         self._should_stop = should_stop
@@ -43,20 +43,22 @@ class NativeEngine:
             config.__dict__.pop("quantization_config", None)  # the copy's weights are whole
             model = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="eager")
         model.tie_weights()
+        model.compute_dtype = policy.dtype
         self._model: PreTrainedModel | None = model.to(policy.device).eval().requires_grad_(False)
         self._weights: InferenceWeights | None = InferenceWeights(model)
-        self.load_weights(policy.model)
+        self._weights.adopt(unfolded_weights(policy.model))
         if prepare_attention(model, "tree") != "tree":
             raise ModelError(f"the native engine shares prompts between completions, and {type(model).__name__} cannot")
         self._weights.join()
+        self.load_weights(policy.model)
         shorten_layers(model)
         self._stacks = stack_agrees(model)
 
     def load_weights(self, model: Model) -> None:
-        """Copy the weights of `model` with its adapters folded in; caches live only within one `generate`."""
+        """Copy the weights of `model` with its adapters; caches live only within one `generate`."""
         self._open_model()
         assert self._weights is not None
-        self._weights.load(folded_weights(model))
+        self._weights.load(unfolded_weights(model))
 
     @torch.inference_mode()
     def generate(

@@ -2,11 +2,12 @@
 
 Floor 2: knows torch modules, and no architecture by name: which layers share an input is seen in one forward. Decoding
 streams every weight once a step, so fewer and larger products, of weights that already lie as the CPU's kernel wants
-them, are most of its speed.
+them, are most of its speed. Weights that are narrower than the products' dtype stay so: adapters on them are products
+beside theirs, on all others they are folded in.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -17,6 +18,16 @@ from posttrain.errors import ModelError
 from posttrain.kernels.operations import LANES, Kernels, PackedLinear, compiled_kernels
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
+from posttrain.models.frozen import (
+    FrozenEmbedding,
+    FrozenLinear,
+    is_narrower,
+    keep_stored_weights,
+    multiply,
+    product_dtype,
+)
+from posttrain.models.logprobs import compute_dtype
+from posttrain.models.lora import LowRank
 
 PROBE = (11, 7, 5)  # taken modulo the vocabulary
 PACKED_ROWS = 16  # rows that the packed layout is chosen for; it serves any number
@@ -31,13 +42,13 @@ class StoredLinear(Protocol):
 
 
 class PlainLinear(NamedTuple):
-    """As torch has it."""
+    """As torch has it; a weight that is narrower than x is widened."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        product = nn.functional.linear(x, self.weight, self.bias)
+        product = multiply(x, self.weight, self.bias)
         return product if other is None else product.add_(other)
 
 
@@ -64,9 +75,20 @@ class CompiledLinear(NamedTuple):
         return self.kernels.linear(x, self.packed, other)
 
 
-def stored_linear(weight: Tensor, bias: Tensor | None) -> StoredLinear:
-    """Return a copy of a linear layer in the layout that is fastest where it lies."""
-    kernels = compiled_kernels(weight.device, weight.dtype)
+class AdaptedLinear(NamedTuple):
+    """With an adapter beside it."""
+
+    frozen: StoredLinear
+    inner: StoredLinear
+    outer: StoredLinear
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.outer(self.inner(x), self.frozen(x, other))
+
+
+def stored_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> StoredLinear:
+    """Return a copy of a linear layer with products in `dtype`, in the layout that is fastest where it lies."""
+    kernels = compiled_kernels(weight.device, dtype)
     if kernels is not None and weight.shape[0] % LANES == weight.shape[1] % LANES == 0:
         return CompiledLinear(kernels, kernels.packed(weight, bias))
     if _onednn_packs(weight):
@@ -84,22 +106,37 @@ def _onednn_packs(weight: Tensor) -> bool:
     )
 
 
-@dataclass(eq=False)
+class LayerWeights(NamedTuple):
+    """What a linear layer computes with."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    added: LowRank | None = None
+
+
 class JoinedProduct:
     """The product of several linear layers with the same input, and where their outputs wait."""
 
-    names: Sequence[str]  # of the layers, in the order in which the model calls them
-    sizes: Sequence[int]  # of their outputs
-    whole: StoredLinear  # of all outputs, one after the other
-    outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
-    input: Tensor | None = None
+    def __init__(self, names: Sequence[str], layers: Sequence[LayerWeights], dtype: torch.dtype) -> None:
+        """Take the layers' names, in the order in which the model calls them, and copies of their weights."""
+        self.names, self.dtype = names, dtype
+        self.sizes = [len(layer.weight) for layer in layers]  # of their outputs
+        self.outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
+        self.input: Tensor | None = None
+        self.whole = self._frozen = _joined(layers, dtype)  # of all outputs, one after the other
+        self._sources = list(map(_Source, _tensors(layers)))
 
-    def set(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        """Take copies of the layers' weights and biases, in order; those of a single layer where its old ones lie."""
-        if len(weights) == 1 and biases[0] is None and isinstance(self.whole, CompiledLinear):
-            self.whole.kernels.repack(self.whole.packed, weights[0])
-        else:
-            self.whole = _joined(weights, biases)
+    def set(self, layers: Sequence[LayerWeights]) -> None:
+        """Take copies of other weights, of a single layer where its old ones lie; those that are frozen came before."""
+        (first, *others), frozen = layers, self._frozen
+        if not all(source.is_of(tensor) for source, tensor in zip(self._sources, _tensors(layers), strict=True)):
+            alone = not others and first.bias is None
+            if alone and isinstance(frozen, CompiledLinear) and frozen.packed.dtype == first.weight.dtype:
+                frozen.kernels.repack(frozen.packed, first.weight)
+            else:
+                self._frozen = _joined(layers, self.dtype)
+            self._sources = list(map(_Source, _tensors(layers)))
+        self.whole = _with_adapters(self._frozen, layers, self.dtype)
 
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
@@ -135,10 +172,9 @@ def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[s
         names = [name for name in names if name not in skip]
         if not names:
             continue
-        layers = [model.get_submodule(name) for name in names]
-        weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-        biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
-        product = JoinedProduct(names, [len(weight) for weight in weights], _joined(weights, biases))
+        layers = [layer for layer in map(model.get_submodule, names) if isinstance(layer, nn.Linear)]
+        weights = [LayerWeights(layer.weight, layer.bias) for layer in layers]
+        product = JoinedProduct(names, weights, product_dtype(layers[0]))
         for place, name in enumerate(names):
             model.set_submodule(name, JoinedLinear(product, place))
         products.append(product)
@@ -160,12 +196,45 @@ class PackedEmbedding(nn.Module):
         return stored.kernels.packed_rows(stored.packed, ids.flatten()).view(*ids.shape, -1)
 
 
-def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> StoredLinear:
-    if all(bias is None for bias in biases):
-        return stored_linear(torch.cat(list(weights)), None)
-    pairs = zip(weights, biases, strict=True)
-    bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
-    return stored_linear(torch.cat(list(weights)), bias)
+class _Source:
+    """Which tensor a copy was made of, and whether it still is what was copied; only frozen ones are remembered."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = None if tensor.requires_grad else weakref.ref(tensor), tensor._version
+
+    def is_of(self, tensor: Tensor) -> bool:
+        return self._tensor is not None and self._tensor() is tensor and self._version == tensor._version
+
+
+def _tensors(layers: Sequence[LayerWeights]) -> list[Tensor]:
+    return [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
+
+
+def _joined(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
+    weight = torch.cat([layer.weight for layer in layers])
+    if all(layer.bias is None for layer in layers):
+        return stored_linear(weight, None, dtype)
+    none = (weight.new_zeros(len(layer.weight)) for layer in layers)
+    biases = [zeros if layer.bias is None else layer.bias for layer, zeros in zip(layers, none, strict=True)]
+    return stored_linear(weight, torch.cat(biases).to(dtype), dtype)
+
+
+def _with_adapters(frozen: StoredLinear, layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
+    """Return joined layers with their adapters as one: of rank R, the sum of theirs, which zeros fill up to LANES."""
+    if all(layer.added is None for layer in layers):
+        return frozen
+    ranks = [0 if layer.added is None else len(layer.added.inner) for layer in layers]
+    weight = layers[0].weight
+    inner = weight.new_zeros(-(-sum(ranks) // LANES) * LANES, weight.shape[1], dtype=dtype)  # (R, K)
+    outer = weight.new_zeros(sum(len(layer.weight) for layer in layers), len(inner), dtype=dtype)  # (N, R)
+    rank = row = 0
+    for layer, layer_rank in zip(layers, ranks, strict=True):
+        size = len(layer.weight)
+        if layer.added is not None:
+            inner[rank : rank + layer_rank] = layer.added.inner
+            outer[row : row + size, rank : rank + layer_rank] = layer.added.outer
+        rank, row = rank + layer_rank, row + size
+    return AdaptedLinear(frozen, stored_linear(inner, None, dtype), stored_linear(outer, None, dtype))
 
 
 def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:
@@ -173,7 +242,7 @@ def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[s
     calls: list[tuple[str, Tensor, int]] = []  # holds every input, so no two of them have the same id
     hooks = []
     for name, module in model.named_modules():
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, FrozenLinear):
 
             def note(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 calls.append((name, inputs[0], inputs[0]._version))
@@ -213,14 +282,22 @@ class InferenceWeights:
     """The weights of an inference copy, set by the names of the plain model even where they live in joined products."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self._model, self._dtype = model, compute_dtype(model)
         self._expected = {name for name, _ in model.named_parameters()}  # a tied head comes as the embedding
         self._product_of: dict[str, JoinedProduct] = {}  # by the name of the layer
         self._tied_head: JoinedProduct | None = None
 
     @torch.no_grad()
+    def adopt(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
+        """Let the model compute with these weights, without adapters and without copies, until `join` makes those."""
+        plain = dict(self._model.named_parameters())
+        for name, weight, _ in self._checked(weights):
+            plain[name].data = self._stored(weight)
+        keep_stored_weights(self._model, self._dtype)
+
+    @torch.no_grad()
     def join(self) -> None:
-        """Join the model's linear layers; its attention must be "posttrain"."""
+        """Join the model's linear layers; its attention must be "posttrain". All weights are copies after that."""
         model, embedding = self._model, _embedding_weight(self._model)
         head = model.get_output_embeddings()
         tied = [name for name, module in model.named_modules() if module is head and head.weight is embedding]
@@ -229,45 +306,67 @@ class InferenceWeights:
         products = join_linears(model, lambda: probe_logits(model), skip=biased)
         self._product_of = {layer: product for product in products for layer in product.names}
         self._tied_head = self._product_of.pop(tied[0], None) if tied else None
-        if self._tied_head is not None and not self._pack_embedding(self._tied_head):
-            self._tied_head.whole = PlainLinear(embedding, None)
+        if self._tied_head is not None and self._pack_embedding(self._tied_head):
+            self._tied_head = None
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        if self._tied_head is not None:
+            self._tied_head.whole = PlainLinear(_embedding_weight(model), None)
         if not same_logits(probe_logits(model), before):
             raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
 
     @torch.no_grad()
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
         """Copy the weights; raises ModelError for one that the model has not, and where one is missing."""
         plain = dict(self._model.named_parameters())
-        missing = set(self._expected)
         parts: dict[str, Tensor] = {}  # of products that are not complete yet
-        for name, weight in weights:
+        adapters: dict[str, LowRank] = {}
+        for name, weight, added in self._checked(weights):
+            product = self._product_of.get(name.rpartition(".")[0])
+            if added is not None and not (product is not None and is_narrower(weight.dtype, self._dtype)):
+                weight, added = added.folded_into(weight, self._dtype), None
+            if product is None:
+                dtype = torch.promote_types(self._stored(weight).dtype, plain[name].dtype)
+                plain[name].data = weight.to(self._model.device, dtype, copy=True)
+                continue
+            parts[name] = self._stored(weight)
+            if added is not None:
+                adapters[name] = added
+            if all(part in parts for part in self._parts_of(product)):
+                product.set([self._layer(name, parts, adapters) for name in product.names])
+        if self._tied_head is not None:
+            self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
+
+    def _checked(
+        self, weights: Iterable[tuple[str, Tensor, LowRank | None]]
+    ) -> Iterator[tuple[str, Tensor, LowRank | None]]:
+        missing = set(self._expected)
+        for name, weight, added in weights:
             if name not in self._expected:
                 raise ModelError(f"expected the weights of a {type(self._model).__name__}, and got one named {name}")
             missing.discard(name)
-            if name in plain:
-                plain[name].copy_(weight)
-                continue
-            parts[name] = weight.to(self._model.device, self._model.dtype)
-            product = self._product_of[name.rpartition(".")[0]]
-            if all(part in parts for part in self._parts_of(product)):
-                product.set(
-                    [parts.pop(f"{layer}.weight") for layer in product.names],
-                    [parts.pop(f"{layer}.bias", None) for layer in product.names],
-                )
+            yield name, weight, added
         if missing:
             raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
-        if self._tied_head is not None:
-            self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        """Return a weight in the dtype of products, or in its own where that is narrower."""
+        dtype = weight.dtype if is_narrower(weight.dtype, self._dtype) else self._dtype
+        return weight.to(self._model.device, dtype)
+
+    def _layer(self, name: str, parts: dict[str, Tensor], adapters: dict[str, LowRank]) -> LayerWeights:
+        weight = f"{name}.weight"
+        return LayerWeights(parts.pop(weight), parts.pop(f"{name}.bias", None), adapters.pop(weight, None))
 
     def _pack_embedding(self, head: JoinedProduct) -> bool:
         """Let the embedding read the packed weight of the head that is tied to it, where both allow that."""
         embedding = self._model.get_input_embeddings()
-        if type(embedding) is not nn.Embedding or not isinstance(head.whole, CompiledLinear):
+        if type(embedding) not in (nn.Embedding, FrozenEmbedding) or not isinstance(head.whole, CompiledLinear):
             return False
         (name,) = (name for name, module in self._model.named_modules() if module is embedding)
         self._model.set_submodule(name, PackedEmbedding(head))
         head.names = [name]  # by which its weight comes
-        self._product_of[name], self._tied_head = head, None
+        self._product_of[name] = head
         return True
 
     def _parts_of(self, product: JoinedProduct) -> list[str]:

@@ -16,8 +16,18 @@ from transformers import PreTrainedModel
 from posttrain.engines.cache import KeyValueCache
 from posttrain.engines.layers import ShortDecoderLayer, head_norms, sliding_window
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
-from posttrain.engines.products import CompiledLinear, probe_ids, probe_logits, same_logits
-from posttrain.kernels.operations import LANES, MAX_HEAD_SIZE, Attention, Kernels, Layer, compiled_kernels, decode_step
+from posttrain.engines.products import AdaptedLinear, CompiledLinear, StoredLinear, probe_ids, probe_logits, same_logits
+from posttrain.kernels.operations import (
+    LANES,
+    MAX_HEAD_SIZE,
+    Attention,
+    Kernels,
+    Layer,
+    PackedAdapted,
+    compiled_kernels,
+    decode_step,
+)
+from posttrain.models.logprobs import compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +36,7 @@ class LayerStack:
     """Computes decoding steps of a model with its weights of now; `stack_agrees` says whether it may."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        kernels = compiled_kernels(model.device, model.dtype)
+        kernels = compiled_kernels(model.device, compute_dtype(model))
         assert kernels is not None
         body: Any = model.base_model
         self._kernels, self._model, self._body = kernels, model, body
@@ -78,21 +88,28 @@ def decoded_logits(model: PreTrainedModel) -> Tensor:
 def _is_served(layer: Any) -> bool:
     if not isinstance(layer, ShortDecoderLayer) or layer.kernels is None:
         return False
-    products = [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj]
     size = layer.self_attn.head_dim
-    return (
-        all(isinstance(linear.product.whole, CompiledLinear) for linear in products)
-        and size % LANES == 0
-        and size <= MAX_HEAD_SIZE
-    )
+    compiled = all(_packed(whole) is not None for whole in _products(layer))
+    return compiled and size % LANES == 0 and size <= MAX_HEAD_SIZE
+
+
+def _products(layer: Any) -> list[StoredLinear]:
+    """Return those of query, key and value; of the output; of gate and up; and of the way down."""
+    linears = (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj)
+    return [linear.product.whole for linear in linears]
+
+
+def _packed(product: StoredLinear) -> PackedAdapted | None:
+    """Return a product as the kernels read it; None where they cannot."""
+    parts = product if isinstance(product, AdaptedLinear) else (product,)
+    packed = [part.packed for part in parts if isinstance(part, CompiledLinear)]
+    return PackedAdapted(*packed) if len(packed) == len(parts) else None
 
 
 def _layer(layer: Any, kernels: Kernels) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    states, output, gate_up, down = (
-        linear.product.whole.packed for linear in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)
-    )
-    heads = output.inputs // attention.head_dim
+    attention = layer.self_attn
+    states, output, gate_up, down = (packed for packed in map(_packed, _products(layer)) if packed is not None)
+    heads = output.frozen.inputs // attention.head_dim
     *norms, epsilon = head_norms(attention) or (None, None, 0.0)
     return Layer(
         attention_norm=kernels.at(layer.input_layernorm.weight),

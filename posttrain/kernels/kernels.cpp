@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512BF16__) || defined(__AMX_BF16__)
@@ -31,9 +32,9 @@ constexpr int64_t kBlock = 256;  // entries of a vocabulary that are summed in f
 // Outputs are padded with zeros to a multiple of 32.
 template <class T>
 struct Linear {
-  const T* weight;
-  const T* bias;  // (out), or null
-  int64_t in, out;
+  const void* weight;  // of T; or of bfloat16 whatever T is, if `narrow`
+  const T* bias;       // (out), or null
+  int64_t in, out, narrow;
 };
 
 constexpr int kColumns = 2 * kLanes;  // of a block of outputs
@@ -41,12 +42,12 @@ constexpr int kChunk = 32;            // rows computed against a block at a time
 constexpr int kMostRows = kSums < 8 ? kSums : 8;  // whose sums fill the registers, of one panel or of both
 
 // What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
-// 16 outputs and that of the next 16.
-template <class T>
+// 16 outputs and that of the next 16; null where there are no more.
+template <class T, class W = T>
 struct Factors {
   const T* x;
   int64_t step, in;
-  const T *panel, *next;
+  const W *panel, *next;
 };
 
 // What a product asks memory for while it computes. A product of one row waits for its panels, one of many has them long
@@ -68,9 +69,9 @@ struct NextPanels {
   const char* at;  // what no call has asked for yet
   int64_t iterations, rows;
 
-  template <class T>
-  NextPanels(const Factors<T>& of, int rows)
-      : at(reinterpret_cast<const char*>(of.panel + 2 * of.in * kLanes)), iterations(of.in * sizeof(T) / 4), rows(rows) {}
+  template <class T, class W>
+  NextPanels(const Factors<T, W>& of, int rows)
+      : at(reinterpret_cast<const char*>(of.panel + 2 * of.in * kLanes)), iterations(of.in * sizeof(W) / 4), rows(rows) {}
 
   // That of a call of so many rows, counted for each of its panels, of which an iteration reads 64 bytes.
   Share share(int rows_of_panels) {
@@ -79,6 +80,17 @@ struct NextPanels {
     return share;
   }
 };
+
+// totals[m] += x[m * step] * weights.
+template <int num, int panels, class T>
+inline void add_products(Vec (&totals)[num][panels], const T* x, int64_t step, const Vec (&weights)[panels]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m) {
+    const float factor = to_float(x[m * step]);
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) totals[m][i] += factor * weights[i];
+  }
+}
 
 template <int num, int panels>
 inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t width) {
@@ -91,29 +103,40 @@ inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t 
 // block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
 // lie between the starts of two rows of block.
 template <int num, int panels, class Ahead>
-void multiply_rows(const Factors<float>& of, const Ahead& ahead, float* block, int64_t width) {
+void multiply_rows(const Factors<float, float>& of, const Ahead& ahead, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; ++k) {
     ahead.ask(k);
     Vec weights[panels];
     weights[0] = load(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load(of.next + k * kLanes);
-#pragma GCC unroll 8
-    for (int m = 0; m < num; ++m) {
-      const float x = of.x[m * of.step + k];
-#pragma GCC unroll 2
-      for (int i = 0; i < panels; ++i) totals[m][i] += x * weights[i];
-    }
+    add_products(totals, of.x + k, of.step, weights);
   }
   store_block(totals, block, width);
 }
 
-template <int num, int panels, class Ahead>
-void multiply_rows(const Factors<BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
+template <int num, int panels, class T, class Ahead>
+void multiply_rows(const Factors<T, BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; k += 2) {
     ahead.ask(k / 2);
+    Vec weights[panels];  // of the first of two inputs, then of the second: those of both fit no registers of AVX2
+    weights[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
+    if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
+    add_products(totals, of.x + k, of.step, weights);
+    weights[0] = load_of_pairs<Vec, true>(of.panel + k * kLanes);
+    if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, true>(of.next + k * kLanes);
+    add_products(totals, of.x + k + 1, of.step, weights);
+  }
+  store_block(totals, block, width);
+}
+
 #if defined(__AVX512BF16__)
+template <int num, int panels, class Ahead>
+void multiply_rows(const Factors<BFloat16, BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
+  Vec totals[num][panels] = {};
+  for (int64_t k = 0; k < of.in; k += 2) {
+    ahead.ask(k / 2);
     __m512bh weights[panels];
     weights[0] = load_pairs(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load_pairs(of.next + k * kLanes);
@@ -125,41 +148,29 @@ void multiply_rows(const Factors<BFloat16>& of, const Ahead& ahead, float* block
 #pragma GCC unroll 2
       for (int i = 0; i < panels; ++i) totals[m][i] = (Vec)_mm512_dpbf16_ps((__m512)totals[m][i], weights[i], pairs);
     }
-#else
-    Vec evens[panels], odds[panels];
-    evens[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
-    odds[0] = load_of_pairs<Vec, true>(of.panel + k * kLanes);
-    if constexpr (panels == 2) {
-      evens[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
-      odds[1] = load_of_pairs<Vec, true>(of.next + k * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < num; ++m) {
-      const float even = to_float(of.x[m * of.step + k]), odd = to_float(of.x[m * of.step + k + 1]);
-#pragma GCC unroll 2
-      for (int i = 0; i < panels; ++i) totals[m][i] += even * evens[i] + odd * odds[i];
-    }
-#endif
   }
   store_block(totals, block, width);
 }
+#endif
 
 // Both panels, one after the other where the sums of both do not fit the registers.
-template <int num, class T, class Ahead>
-void multiply_rows(const Factors<T>& of, Ahead& ahead, float* block, int64_t width) {
-  if constexpr (2 * num <= kSums) {
+template <int num, class T, class W, class Ahead>
+void multiply_rows(const Factors<T, W>& of, Ahead& ahead, float* block, int64_t width) {
+  if (!of.next) {
+    multiply_rows<num, 1>(of, ahead.share(num), block, width);
+  } else if constexpr (2 * num <= kSums) {
     multiply_rows<num, 2>(of, ahead.share(2 * num), block, width);
   } else {
     multiply_rows<num, 1>(of, ahead.share(num), block, width);
-    multiply_rows<num, 1>(Factors<T>{of.x, of.step, of.in, of.next, of.next}, ahead.share(num), block + kLanes, width);
+    multiply_rows<num, 1>(Factors<T, W>{of.x, of.step, of.in, of.next, of.next}, ahead.share(num), block + kLanes, width);
   }
 }
 
 // The same for up to 32 rows.
-template <class T, class Ahead>
-void multiply_vectors(const Factors<T>& of, int rows, Ahead ahead, float* block, int64_t width) {
+template <class T, class W, class Ahead>
+void multiply_vectors(const Factors<T, W>& of, int rows, Ahead ahead, float* block, int64_t width) {
   for (int row = 0; row < rows;) {
-    const Factors<T> from{of.x + row * of.step, of.step, of.in, of.panel, of.next};
+    const Factors<T, W> from{of.x + row * of.step, of.step, of.in, of.panel, of.next};
     float* to = block + row * width;
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
@@ -200,7 +211,7 @@ struct Tiles {
   bool used;
 };
 
-void multiply_tiles(const Factors<BFloat16>& of, int rows, float* block, int64_t width) {
+void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
   const auto& [x, step, in, panel, next] = of;
   const BFloat16* lower = x + 16 * step;
   asm volatile("" : : : "memory");
@@ -240,19 +251,20 @@ struct Tiles {
   explicit Tiles(bool) {}
 };
 
-void multiply_tiles(const Factors<BFloat16>&, int, float*, int64_t) {}
+void multiply_tiles(const Factors<BFloat16, BFloat16>&, int, float*, int64_t) {}
 #endif
 
 inline bool by_tiles(const BFloat16*, int64_t in) { return in % 32 == 0 && tiles_granted(); }
 inline bool by_tiles(const float*, int64_t) { return false; }
-inline void multiply_tiles(const Factors<float>&, int, float*, int64_t) {}
+template <class W>
+void multiply_tiles(const Factors<float, W>&, int, float*, int64_t) {}
 
 // block[m][0..31] = x[m] . two panels, for up to 32 rows; by tiles, x and block have room for 16 or 32 of them.
-template <class T>
-inline void multiply(const Factors<T>& of, int rows, float* block, int64_t width, bool tiled) {
+template <class T, class W>
+inline void multiply(const Factors<T, W>& of, int rows, float* block, int64_t width, bool tiled) {
   if (tiled) {
     multiply_tiles(of, rows, block, width);
-  } else if (rows > 3 && rows < kChunk) {  // as measured on a CPU with AVX2
+  } else if (rows > 3 && rows < (std::is_same_v<T, W> ? kChunk : 9)) {  // as measured on a CPU with AVX2
     multiply_vectors(of, rows, NextPanels(of, rows), block, width);
   } else {
     multiply_vectors(of, rows, Nothing(), block, width);
@@ -261,18 +273,20 @@ inline void multiply(const Factors<T>& of, int rows, float* block, int64_t width
 
 // out (rows, out) = x @ weight.T + bias + other, within a parallel region whose threads call it together.
 // x has room for whole chunks of 32 rows, whatever lies there; other, and out, may be one another.
-template <class T>
-void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
+template <class W, class T>
+void linear_of(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
   const bool tiled = by_tiles(x, layer.in);
   const Tiles tiles(tiled);
   alignas(64) float block[kChunk * kColumns];
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) collapse(2)
   for (int64_t column = 0; column < layer.out; column += kColumns) {
-    const T* panel = layer.weight + column * layer.in;
-    const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
     for (int64_t first = 0; first < rows; first += kChunk) {
+      const W* panel = static_cast<const W*>(layer.weight) + column * layer.in;
+      const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
       const int num = int(std::min<int64_t>(kChunk, rows - first));
-      const Factors<T> factors{x + first * layer.in, layer.in, layer.in, panel, panel + layer.in * kLanes};
+      const bool single = width <= kLanes && !tiled;
+      const Factors<T, W> factors{x + first * layer.in, layer.in, layer.in, panel,
+                                  single ? nullptr : panel + layer.in * kLanes};
       multiply(factors, num, block, kColumns, tiled);
       for (int m = 0; m < num; ++m) {
         const int64_t start = (first + m) * layer.out + column;
@@ -284,6 +298,15 @@ void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T*
         }
       }
     }
+  }
+}
+
+template <class T>
+void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
+  if (layer.narrow) {
+    linear_of<BFloat16>(x, rows, layer, other, out);
+  } else {
+    linear_of<T>(x, rows, layer, other, out);
   }
 }
 
@@ -585,33 +608,56 @@ void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* 
     attend(step, layer, task % step.rows, task / step.rows, states, out, room);
 }
 
+// A linear layer with an adapter beside it: inner has no weight where there is none.
+template <class T>
+struct Adapted {
+  Linear<T> frozen, inner, outer;
+};
+
+// out (rows, out) = x @ (frozen + outer @ inner).T + other; `between` has room for the rows of inner in whole chunks.
+template <class T>
+void adapted(const T* x, int64_t rows, const Adapted<T>& layer, const T* other, T* out, std::vector<T>& between) {
+  linear(x, rows, layer.frozen, other, out);
+  if (!layer.inner.weight) return;
+  linear<T>(x, rows, layer.inner, nullptr, between.data());
+  linear(between.data(), rows, layer.outer, out, out);
+}
+
 // A decoder layer of Llama's form.
 template <class T>
 struct Layer {
   const T* attention_norm;  // (in)
   const T* mlp_norm;
   float epsilon;
-  Linear<T> states, output, gate_up, down;
+  Adapted<T> states, output, gate_up, down;
   Attention<T> attention;
+
+  int64_t most_between() const {
+    return std::max({states.inner.out, output.inner.out, gate_up.inner.out, down.inner.out});
+  }
 };
 
 // hidden (rows, in) through all layers, in place.
 template <class T>
 void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_layers, T* hidden) {
-  const int64_t rows = step.rows, room = (rows + kChunk - 1) / kChunk * kChunk, size = layers[0].states.in;
-  std::vector<T> normed(room * size), states(room * layers[0].states.out), attended(room * layers[0].output.in),
-      gate_up(room * layers[0].gate_up.out), activated(room * layers[0].down.in);
+  const int64_t rows = step.rows, room = (rows + kChunk - 1) / kChunk * kChunk, size = layers[0].states.frozen.in;
+  const int64_t inner_size = layers[0].gate_up.frozen.out / 2;
+  int64_t between_size = 0;
+  for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer)
+    between_size = std::max(between_size, layer->most_between());
+  std::vector<T> normed(room * size), states(room * layers[0].states.frozen.out),
+      attended(room * layers[0].output.frozen.in), gate_up(room * 2 * inner_size), activated(room * inner_size),
+      between(room * between_size);
 #pragma omp parallel
   for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
     norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
-    linear<T>(normed.data(), rows, layer->states, nullptr, states.data());
+    adapted<T>(normed.data(), rows, layer->states, nullptr, states.data(), between);
     attend(step, layer->attention, states.data(), attended.data());
-    linear<T>(attended.data(), rows, layer->output, hidden, hidden);
+    adapted<T>(attended.data(), rows, layer->output, hidden, hidden, between);
     norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
-    linear<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data());
-    activate_rows(gate_up.data(), gate_up.data() + layer->down.in, activated.data(), rows, layer->down.in,
-                  layer->gate_up.out);
-    linear<T>(activated.data(), rows, layer->down, hidden, hidden);
+    adapted<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), between);
+    activate_rows(gate_up.data(), gate_up.data() + inner_size, activated.data(), rows, inner_size, 2 * inner_size);
+    adapted<T>(activated.data(), rows, layer->down, hidden, hidden, between);
   }
 }
 

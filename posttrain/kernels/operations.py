@@ -23,8 +23,17 @@ COLUMNS = 2 * LANES  # of packed weights, to which their outputs are padded
 class PackedLinear(Structure):
     """A linear layer as kernels read it; the tensors that it points to are kept alive beside it."""
 
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("inputs", c_int64), ("outputs", c_int64)]
+    _fields_ = [
+        *((name, c_void_p) for name in ("weight", "bias")),
+        *((name, c_int64) for name in ("inputs", "outputs", "narrow")),
+    ]
     tensors: tuple[Tensor | None, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weight."""
+        assert self.tensors[0] is not None
+        return self.tensors[0].dtype
 
 
 class Step(Structure):
@@ -75,6 +84,12 @@ class TreeSpans(NamedTuple):
     first_branch: Tensor  # (P + 1,): the branches of tree p are those from first_branch[p] to first_branch[p + 1]
 
 
+class PackedAdapted(Structure):
+    """A linear layer with an adapter beside it; `inner` and `outer` are empty where there is none."""
+
+    _fields_ = [(name, PackedLinear) for name in ("frozen", "inner", "outer")]
+
+
 class Layer(Structure):
     """A decoder layer of Llama's form."""
 
@@ -82,7 +97,7 @@ class Layer(Structure):
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("epsilon", c_float),
-        *((name, PackedLinear) for name in ("states", "output", "gate_up", "down")),
+        *((name, PackedAdapted) for name in ("states", "output", "gate_up", "down")),
         ("attention", Attention),
     ]
 
@@ -208,23 +223,28 @@ class Kernels:
     def packed(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Return a copy of a linear layer's weight `(N, K)` in the order in which `linear` reads it, and its bias.
 
-        Both sizes must be multiples of LANES. Panels of 16 outputs: `(N / 16, K, 16)` in float32, and
-        `(N / 16, K / 2, 16, 2)` in bfloat16; zeros fill the last outputs up to a multiple of COLUMNS.
+        The weight is of the kernels' dtype, or of bfloat16, which products in float32 widen as they read it. Both sizes
+        must be multiples of LANES. Panels of 16 outputs: `(N / 16, K, 16)` in float32, and `(N / 16, K / 2, 16, 2)` in
+        bfloat16; zeros fill the last outputs up to a multiple of COLUMNS.
         """
         outputs, inputs = weight.shape
         assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {tuple(weight.shape)}"
-        pair = 2 if self.dtype == torch.bfloat16 else 1
+        assert weight.dtype in (self.dtype, torch.bfloat16), f"expected {self.dtype}, and got {weight.dtype}"
+        pair = 2 if weight.dtype == torch.bfloat16 else 1
         panels = weight.new_zeros(-(-outputs // COLUMNS) * COLUMNS // LANES, inputs // pair, LANES, pair)
-        packed = PackedLinear(self.at(panels), None if bias is None else self.at(bias), inputs, outputs)
+        packed = PackedLinear(
+            panels.data_ptr(), None if bias is None else self.at(bias), inputs, outputs, weight.dtype != self.dtype
+        )
         packed.tensors = (panels, bias)
         self.repack(packed, weight)
         return packed
 
     def repack(self, packed: PackedLinear, weight: Tensor) -> None:
-        """Give a packed layer another weight `(N, K)`, in place."""
+        """Give a packed layer another weight `(N, K)` of the same dtype, in place."""
         panels = packed.tensors[0]
         assert panels is not None
         assert weight.shape == (packed.outputs, packed.inputs), f"expected another shape than {tuple(weight.shape)}"
+        assert weight.dtype == panels.dtype, f"expected {panels.dtype}, and got {weight.dtype}"
         rows = weight.reshape(-1, LANES, panels.shape[1], panels.shape[3])
         panels[: len(rows)].copy_(rows.transpose(1, 2))
 
@@ -232,7 +252,7 @@ class Kernels:
         """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""
         panels = packed.tensors[0]
         assert panels is not None
-        return panels[ids // LANES, :, ids % LANES].flatten(1).contiguous()
+        return panels[ids // LANES, :, ids % LANES].flatten(1).to(self.dtype).contiguous()
 
     def linear(self, x: Tensor, layer: PackedLinear, other: Tensor | None = None) -> Tensor:
         """Return `x @ weight.T + bias + other`: `(..., K)` to `(..., N)`, and `other` has the result's shape."""

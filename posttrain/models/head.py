@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
+from posttrain.models.frozen import is_narrower, multiply, multiply_back
 
 # Logits in a chunk. Where torch's operations pass over them, a CPU with a frozen head is faster while a chunk stays in
 # its cache; a trained head adds its whole gradient once a chunk, and a GPU and the compiled kernels want large products
@@ -116,12 +117,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         all_probs = torch.empty_like(log_softmaxes)
         for chunk in _chunks(len(targets), chunk_size):
             if kernels is not None:
-                products = torch.nn.functional.linear(hidden[chunk].to(compute_dtype), *head)
+                products = multiply(hidden[chunk].to(compute_dtype), *head)
                 logprobs[chunk], entropy[chunk] = kernels.score_targets(
                     products, targets[chunk], factor=transform.factor, gradient=jacobian is not None
                 )
                 if jacobian is not None:
-                    torch.mm(products, head[0], out=jacobian[chunk]).neg_()
+                    torch.neg(multiply_back(products, head[0]), out=jacobian[chunk])
                 continue
             chunk_targets = targets[chunk, None]
             log_softmax, probs = log_softmaxes[: len(chunk_targets)], all_probs[: len(chunk_targets)]  # (n, V)
@@ -132,7 +133,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropy[chunk] = -log_softmax.mul_(probs).sum(-1)
             if jacobian is not None:
                 grad_products = transform.backward(_probs_minus_target(probs, targets[chunk]), logits).to(compute_dtype)
-                torch.mm(grad_products, head[0], out=jacobian[chunk]).neg_()
+                torch.neg(multiply_back(grad_products, head[0]), out=jacobian[chunk])
         ctx.save_for_backward(hidden, weight, bias, targets, jacobian)
         ctx.transform, ctx.compute_dtype, ctx.chunk_size = transform, compute_dtype, chunk_size
         ctx.set_materialize_grads(False)
@@ -161,7 +162,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 of_entropy = _entropy_gradient(log_softmax).mul_(grad_entropy[chunk, None])
                 grad_products += ctx.transform.backward(of_entropy, logits)
                 if grad_hidden is not None:
-                    grad_hidden[chunk] += grad_products.to(ctx.compute_dtype) @ head[0]
+                    grad_hidden[chunk] += multiply_back(grad_products.to(ctx.compute_dtype), head[0])
             if grad_logprobs is not None:
                 of_logprobs = _probs_minus_target(log_softmax.exp_(), targets[chunk]).mul_(-grad_logprobs[chunk, None])
                 grad_products += ctx.transform.backward(of_logprobs, logits)
@@ -190,7 +191,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+    """Return the head in the dtype of its products; a narrower weight stays, and is widened by each."""
+    return weight if is_narrower(weight.dtype, dtype) else weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:
@@ -202,7 +204,7 @@ def _chunks(length: int, size: int) -> Iterator[slice]:
 
 def _logits(inputs: Tensor, head: tuple[Tensor, Tensor | None], transform: _LogitTransform) -> Tensor:
     with torch.autocast(inputs.device.type, enabled=False):
-        return transform.forward(torch.nn.functional.linear(inputs, *head))
+        return transform.forward(multiply(inputs, *head))
 
 
 def _probs_minus_target(probs: Tensor, targets: Tensor) -> Tensor:

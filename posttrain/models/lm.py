@@ -32,11 +32,13 @@ from posttrain.hub import work_offline_if_unreachable
 from posttrain.models.compiled_layers import compile_layers
 from posttrain.models.devices import keep_freed_memory, resolve_device, resolve_dtype
 from posttrain.models.files import HEAD, base_of_adapter, is_adapter, locate, refuse_classifier, require_classifier
+from posttrain.models.frozen import keep_stored_weights
 from posttrain.models.logprobs import Model, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, add_lora, check_adapters, folded_weights
 from posttrain.models.lora_linear import fuse_adapters
-from posttrain.models.quantized import leave_file, quantization_options, use_dense_products
+from posttrain.models.quantized import leave_file, quantization_options
 from posttrain.models.score_heads import check_head, expect_head, saved_head
+from posttrain.models.stored import frozen_dtype, restore_buffers
 from posttrain.models.support import prepare_attention
 from posttrain.seeds import derive_seed
 from posttrain.settings import ModelSettings
@@ -67,7 +69,8 @@ def load_model(settings: ModelSettings, *, seed: int, trainable: bool = True) ->
     """Load a model with its tokenizer, dropout off, on its device.
 
     With `lora_r` 0 every weight is trained, kept in float32 and multiplied in `dtype`; with an adapter, the base is
-    frozen in `dtype`, or in 4 bits, and the adapter is float32. An adapter folder continues its adapter, with a frozen
+    frozen in `dtype`, or as it is stored where that is bfloat16 or wanted in 4 bits, and the adapter is float32. An
+    adapter folder continues its adapter, with a frozen
     copy of it as reference. `seed` sets the fresh adapter. Raises ModelError for whatever cannot be loaded as it is.
     """
     refuse_classifier(settings.name_or_path)
@@ -99,9 +102,12 @@ def _load(settings: ModelSettings, auto_class: AutoClass, *, seed: int, trainabl
     lacking: set[str] = set()
     if auto_class is AutoModelForSequenceClassification:
         lacking = expect_head(config, from_adapter=adapter is not None)
-    plain = _load_plain(base, config, settings, torch.float32 if full else dtype, device, auto_class, lacking=lacking)
+    stored = torch.float32 if full else frozen_dtype(base, settings.revision, dtype, device)
+    plain = _load_plain(base, config, settings, stored, dtype, device, auto_class, lacking=lacking)
     plain.compute_dtype = dtype  # type: ignore[assignment]
     nn.Module.to(plain, device)
+    if not full:
+        keep_stored_weights(plain, dtype)
     tokenizer = _load_tokenizer(adapter, base, settings)
     _check_vocabulary(plain, tokenizer)
     layout = prepare_attention(plain, settings.layout)
@@ -150,6 +156,7 @@ def _load_plain(
     name: str,
     config: PretrainedConfig,
     settings: ModelSettings,
+    stored: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
     auto_class: AutoClass,
@@ -167,7 +174,7 @@ def _load_plain(
             source,
             directory,
             config=config,
-            dtype=dtype,
+            dtype=dtype if settings.load_in_4bit else stored,  # of which bitsandbytes makes its 4 bits
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -180,8 +187,9 @@ def _load_plain(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if settings.load_in_4bit:
-        leave_file(model)
-        use_dense_products(model)
+        leave_file(model, stored)
+    elif stored != dtype:
+        restore_buffers(model, config)
     return model
 
 

@@ -108,9 +108,15 @@ def plain_model(model: Model) -> PreTrainedModel:
     return plain
 
 
+def compute_dtype(transformer: PreTrainedModel) -> torch.dtype:
+    """Return the dtype of a model's products: its `compute_dtype` where `load_model` set one, else its weights'."""
+    dtype: torch.dtype = getattr(transformer, "compute_dtype", transformer.dtype)
+    return dtype
+
+
 def compute_autocast(transformer: PreTrainedModel) -> torch.autocast:
-    """Return the autocast of a model's forward: its `compute_dtype` where `load_model` set one, else its weights'."""
-    dtype = getattr(transformer, "compute_dtype", transformer.dtype)
+    """Return the autocast of a model's forward, to its `compute_dtype`."""
+    dtype = compute_dtype(transformer)
     return torch.autocast(transformer.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 

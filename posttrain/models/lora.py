@@ -7,6 +7,8 @@ W + (lora_alpha / lora_r) B A, with B = 0 at the start.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
-from posttrain.models.logprobs import Model, plain_model
+from posttrain.models.frozen import dense_weight
+from posttrain.models.logprobs import Model, compute_dtype, plain_model
 from posttrain.models.lora_linear import fuse_adapters
-from posttrain.models.quantized import dense_weight
 from posttrain.settings import ModelSettings
 
 POLICY_ADAPTER, REFERENCE_ADAPTER, CRITIC_ADAPTER = "default", "ref", "critic"
@@ -70,28 +72,54 @@ def check_adapters(model: PeftModel) -> None:
             )
 
 
-@torch.no_grad()
-def folded_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of each parameter of the plain transformers model, with the active adapter folded in.
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """What the active adapters add to a weight `(out, in)`: outer @ inner, in float32."""
 
-    A folded tensor is new: W + delta in float32, cast to W's dtype, so W itself never drifts. Others are the model's
-    own memory; weights in 4 bits come out of them. Tied weights come once, as in `named_parameters`.
+    inner: Tensor  # (r, in)
+    outer: Tensor  # (out, r), scaled
+
+    def folded_into(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a new weight in `dtype`, added up in float32, so that the frozen one never drifts."""
+        return torch.addmm(weight.float(), self.outer, self.inner).to(dtype)
+
+
+@torch.no_grad()
+def unfolded_weights(model: Model) -> Iterator[tuple[str, Tensor, LowRank | None]]:
+    """Yield name and tensor of each parameter of the plain transformers model, and what active adapters add to it.
+
+    The tensors are the model's own memory; weights in 4 bits come out of them. Tied weights come once, as in
+    `named_parameters`.
     """
     plain = plain_model(model)
-    deltas = {f"{name}.base_layer.weight": module for name, module in plain.named_modules() if _adapts(module)}
+    adapted = {f"{name}.base_layer.weight": module for name, module in plain.named_modules() if _adapts(module)}
     for name, parameter in plain.named_parameters():
-        if name in deltas:
-            layer, weight = deltas[name], dense_weight(parameter)
-            folded = weight.float()
-            for adapter in layer.active_adapters:
-                folded = folded + layer.get_delta_weight(adapter).float()
-            yield name.replace(".base_layer.", "."), folded.to(weight.dtype)
-        elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), dense_weight(parameter).detach()
+        if ".lora_" not in name:
+            added = _low_rank(adapted[name]) if name in adapted else None
+            yield name.replace(".base_layer.", "."), dense_weight(parameter), added
+
+
+def folded_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of each parameter of the plain transformers model, with active adapters folded in.
+
+    A folded tensor is new and in the dtype of the model's products; the others are as in `unfolded_weights`.
+    """
+    dtype = compute_dtype(plain_model(model))
+    for name, weight, added in unfolded_weights(model):
+        yield name, weight.detach() if added is None else added.folded_into(weight, dtype)
 
 
 def _adapts(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer) and not module.disable_adapters
+
+
+def _low_rank(layer: Any) -> LowRank | None:
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not names:
+        return None
+    inner = torch.cat([layer.lora_A[name].weight.float() for name in names])
+    outer = torch.cat([layer.lora_B[name].weight.float() * layer.scaling[name] for name in names], dim=1)
+    return LowRank(inner, outer)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """peft's LoRA layer with its forward and its backward as one function each: fewer passes, and nothing kept twice.
 
-Floor 1: the arithmetic of Hu et al. 2021, arXiv 2106.09685, in the dtype of the frozen weight. peft casts the input to
-the adapter's float32 and autocast casts it back, for each layer, and both copies stay until the backward pass.
+Floor 1: the arithmetic of Hu et al. 2021, arXiv 2106.09685, in the dtype of the frozen layer's products. peft casts
+the input to the adapter's float32 and autocast casts it back, for each layer, and both copies stay until the backward
+pass.
 """
 
 from typing import Any, cast
@@ -12,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from posttrain.models.quantized import dense_weight
+from posttrain.models.frozen import multiply, multiply_back, product_dtype
 
 
 def fuse_adapters(model: PeftModel) -> None:
@@ -26,7 +27,7 @@ class FusedLoraLinear:
     """x W^T + bias + scaling (x A^T) B^T, where one adapter is active; peft's own forward in every other case."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `(..., out)` of `(..., in)` in the frozen weight's dtype."""
+        """Return `(..., out)` of `(..., in)` in the dtype of the frozen layer's products."""
         layer: Any = self
         active = [name for name in layer.active_adapters if name in layer.lora_A]
         plain = (
@@ -40,27 +41,27 @@ class FusedLoraLinear:
             own: Any = super()
             return cast(Tensor, own.forward(x, *args, **kwargs))
         base, lora_a, lora_b = layer.base_layer, layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+        x = x.to(product_dtype(base))
         with torch.autocast(x.device.type, enabled=False):
             product = _LoraProduct.apply(x, base.weight, base.bias, lora_a, lora_b, layer.scaling[active[0]])
         return cast(Tensor, product)
 
 
 class _LoraProduct(torch.autograd.Function):
-    """The frozen weight, which may lie in 4 bits, gets no gradient; the input is kept once for both products."""
+    """The frozen weight, which may be narrower than x, gets no gradient; the input is kept once for both products."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
     ) -> Tensor:
-        dense = dense_weight(weight)  # (out, in)
-        flat = x.reshape(-1, x.shape[-1]).to(dense.dtype)  # (N, in)
-        a, b = lora_a.to(dense.dtype), (lora_b * scaling).to(dense.dtype)  # (r, in), (out, r)
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        a, b = lora_a.to(x.dtype), (lora_b * scaling).to(x.dtype)  # (r, in), (out, r)
         inner = flat @ a.T  # (N, r)
-        out = nn.functional.linear(flat, dense, bias).addmm_(inner, b.T)
+        out = multiply(flat, weight, bias).addmm_(inner, b.T)
         ctx.save_for_backward(flat, inner, a, b)
         ctx.weight = weight  # frozen: nothing can change it before the backward pass
-        ctx.scaling, ctx.dtype, ctx.adapter_dtype = scaling, x.dtype, lora_a.dtype
-        return out.view(*x.shape[:-1], len(dense))
+        ctx.scaling, ctx.adapter_dtype = scaling, lora_a.dtype
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -70,8 +71,7 @@ class _LoraProduct(torch.autograd.Function):
         grad_inner = grad @ b  # (N, r)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ dense_weight(ctx.weight)).addmm_(grad_inner, a)
-            grad_x = grad_x.view(*grad_out.shape[:-1], flat.shape[1]).to(ctx.dtype)
+            grad_x = multiply_back(grad, ctx.weight).addmm_(grad_inner, a).view(*grad_out.shape[:-1], flat.shape[1])
         if ctx.needs_input_grad[3]:
             grad_a = (grad_inner.T @ flat).to(ctx.adapter_dtype)
         if ctx.needs_input_grad[4]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.models.attention import ATTENTION_NAME, TreeLayout
-from posttrain.models.logprobs import compute_autocast, head_logprobs, hidden_states
+from posttrain.models.logprobs import compute_autocast, compute_dtype, head_logprobs, hidden_states
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _outputs(transformer: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 def _close(got: Tensor, expected: Tensor, transformer: PreTrainedModel) -> bool:
-    tolerance = TOLERANCES.get(getattr(transformer, "compute_dtype", transformer.dtype), 0.05)
+    tolerance = TOLERANCES.get(compute_dtype(transformer), 0.05)
     spread = max(2.0, (expected.max() - expected.min()).item())
     return bool((got - expected[:, : got.shape[1]]).abs().max() < tolerance * spread)
 

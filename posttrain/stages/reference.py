@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from posttrain.algorithms.preferences import sequence_logprobs
+from posttrain.models.frozen import dense_weight
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import completion_logprobs, plain_model
 from posttrain.models.lora import POLICY_ADAPTER, REFERENCE_ADAPTER, frozen_copy, reference
-from posttrain.models.quantized import dense_weight
 from posttrain.records import TokenTree
 from posttrain.runs import durable
 from posttrain.runs.tensor_files import load_tensors, tensor_chunks

@@ -83,7 +83,7 @@ def test_every_layout_computes_the_product(dtype: torch.dtype, compiled: bool, m
     x, weight, bias, other = (torch.randn(*shape).to(dtype) for shape in ((2, 5, 64), (48, 64), (48,), (2, 5, 48)))
     exact = nn.functional.linear(x.double(), weight.double(), bias.double())
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
-    layer = stored_linear(weight, bias)
+    layer = stored_linear(weight, bias, dtype)
     torch.testing.assert_close(layer(x).double(), exact, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(layer(x, other.clone()).double(), exact + other, rtol=tolerance, atol=2 * tolerance)
 
@@ -114,7 +114,7 @@ def test_a_tied_head_and_its_embedding_are_one_weight(
     assert isinstance(model.lm_head.product.whole, CompiledLinear) is compiled
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(probe_logits(model), probe_logits(plain), rtol=tolerance, atol=tolerance)
-    weights.load(other.named_parameters())
+    weights.load((name, weight, None) for name, weight in other.named_parameters())
     loaded = probe_logits(model)
     torch.testing.assert_close(loaded, probe_logits(other), rtol=tolerance, atol=tolerance)
     for parameter in other.parameters():

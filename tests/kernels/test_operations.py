@@ -236,6 +236,28 @@ def test_linear(kernels: Kernels, rows: int, outputs: int, inputs: int) -> None:
     assert_close(kernels.linear(x, kernels.packed(weight, bias), other), plain + bias.double() + other.double())
 
 
+@pytest.mark.parametrize("rows", [*range(1, 10), 15, 31, 32, 33, 70])
+@pytest.mark.parametrize("outputs", [16, 32, 48])
+def test_a_narrower_weight_gives_the_product_of_its_values(kernels: Kernels, rows: int, outputs: int) -> None:
+    x, other, bias = (torch.randn(*shape).to(kernels.dtype) for shape in ((rows, 80), (rows, outputs), (outputs,)))
+    weight = torch.randn(outputs, 80).bfloat16()
+    narrow, whole = kernels.packed(weight, bias), kernels.packed(weight.to(kernels.dtype), bias)
+    assert (narrow.dtype, whole.dtype) == (torch.bfloat16, kernels.dtype)
+    assert_close(kernels.linear(x, narrow), F.linear(x.double(), weight.double(), bias.double()))
+    torch.testing.assert_close(kernels.linear(x, narrow, other), kernels.linear(x, whole, other))
+    ids = torch.tensor([0, outputs - 1, 5, 5])
+    assert torch.equal(kernels.packed_rows(narrow, ids), weight[ids].to(kernels.dtype))
+
+
+def test_weights_of_other_dtypes_are_refused(kernels: Kernels) -> None:
+    wider = torch.float32 if kernels.dtype == torch.bfloat16 else torch.float64
+    with pytest.raises(AssertionError, match="and got torch"):
+        kernels.packed(torch.ones(16, 16, dtype=wider), None)
+    narrow = kernels.packed(torch.ones(16, 16).bfloat16(), None)
+    with pytest.raises(AssertionError, match=r"expected torch.bfloat16, and got torch.float32"):
+        kernels.repack(narrow, torch.ones(16, 16))
+
+
 def test_linear_does_not_read_beyond_its_rows(kernels: Kernels) -> None:
     storage = torch.full((40, 64), torch.nan).to(kernels.dtype)
     storage[:3] = 1.0

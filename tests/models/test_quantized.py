@@ -14,10 +14,10 @@ from posttrain.data.trees import build_batch
 from posttrain.engines.native import NativeEngine
 from posttrain.errors import ModelError
 from posttrain.models import quantized
+from posttrain.models.frozen import dense_weight
 from posttrain.models.lm import LoadedModel, export_merged, load_model, save_model
 from posttrain.models.logprobs import completion_logprobs, plain_model
 from posttrain.models.lora import folded_weights, reference
-from posttrain.models.quantized import dense_weight
 from posttrain.records import Branch, TokenTree
 from posttrain.settings import EngineSettings, ModelSettings
 
@@ -84,7 +84,7 @@ def test_log_probs_and_gradients_are_those_on_the_whole_weights(saved: Save, fam
 def test_linear_layers_alone_lie_in_4_bits(saved: Save) -> None:
     plain = plain_model(load(saved("qwen2"), dtype="bfloat16", lora_target_modules=["q_proj"]).model)
     packed = {name for name, parameter in plain.named_parameters() if parameter.dtype == torch.uint8}
-    layers = {name for name, module in plain.named_modules() if type(module).__name__.startswith("DenseProductOf")}
+    layers = {name for name, module in plain.named_modules() if type(module).__name__.startswith("Frozen")}
     assert packed == {f"{name}.weight" for name in layers}
     assert len(packed) == 2 * 7
     others = {parameter.dtype for name, parameter in plain.named_parameters() if name not in packed}

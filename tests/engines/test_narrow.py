@@ -1,0 +1,189 @@
+"""An engine on weights that are narrower than its products: they stay so, and an adapter is computed beside them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+
+from posttrain.engines import products
+from posttrain.engines.native import NativeEngine
+from posttrain.engines.products import AdaptedLinear, CompiledLinear, JoinedProduct, LayerWeights
+from posttrain.kernels.operations import compiled_kernels
+from posttrain.models.frozen import keep_stored_weights
+from posttrain.models.lm import LoadedModel
+from posttrain.models.lora import LowRank
+from posttrain.records import Prompt
+from posttrain.settings import EngineSettings, SamplingSettings
+from tests.engines.conftest import FAMILIES
+from tests.engines.test_contract import generate, largest_gap
+
+SAMPLING = SamplingSettings(max_completion_length=12)
+MakePolicy = Callable[..., LoadedModel]
+
+
+def narrowed(policy: LoadedModel) -> LoadedModel:
+    """Return the policy with its weights rounded to bfloat16 and kept so, under products in float32."""
+    model = copy.deepcopy(policy.model).bfloat16().requires_grad_(False)
+    for name, buffer in policy.model.named_buffers():
+        model.get_buffer(name).data = buffer.clone()
+    keep_stored_weights(model, torch.float32)
+    model.compute_dtype = torch.float32
+    return replace(policy, model=model)
+
+
+def widened(policy: LoadedModel) -> LoadedModel:
+    """Return a policy whose weights have the same values in float32."""
+    model = copy.deepcopy(policy.model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    return replace(policy, model=model)
+
+
+def adapted(policy: LoadedModel, r: int = 4, **options) -> LoadedModel:
+    """Return the policy with an adapter that changes what it samples."""
+    torch.manual_seed(3)
+    config = peft.LoraConfig(**{"r": r, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
+    model = peft.get_peft_model(copy.deepcopy(policy.model), config)
+    moved(model)
+    return replace(policy, model=model)
+
+
+@torch.no_grad()
+def moved(model: PeftModel) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.2)
+
+
+def joined_products(engine: NativeEngine) -> list[JoinedProduct]:
+    assert engine._weights is not None
+    return list(dict.fromkeys(engine._weights._product_of.values()))
+
+
+def stored_dtypes(engine: NativeEngine) -> set[torch.dtype]:
+    frozen = [product._frozen for product in joined_products(engine)]
+    return {each.packed.dtype if isinstance(each, CompiledLinear) else each.weight.dtype for each in frozen}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("rank", [0, 4, 20])
+def test_it_samples_from_the_policy(
+    family: str,
+    compiled: bool,
+    rank: int,
+    make_policy: MakePolicy,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    plain = narrowed(make_policy(family))
+    policy = adapted(plain, rank) if rank else plain
+    engine = NativeEngine(policy, EngineSettings())
+    completions = generate(engine, prompts, SAMPLING)
+    assert largest_gap(policy.model, prompts, completions) < 1e-5
+    assert stored_dtypes(engine) == {torch.bfloat16}
+    if rank:
+        assert largest_gap(plain.model, prompts, completions) > 1e-2
+        assert sum(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine)) == 2 * 4
+    kernels = compiled and compiled_kernels(torch.device("cpu"), torch.float32) is not None
+    assert engine._stacks is (kernels and family in {"llama", "mistral", "qwen2", "qwen3"})
+
+
+def test_an_adapter_folded_into_narrow_weights_would_be_rounded(
+    make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = adapted(narrowed(make_policy("llama")))
+
+    def folded(low_rank: LowRank, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.addmm(weight.float(), low_rank.outer, low_rank.inner).bfloat16()
+
+    monkeypatch.setattr(products, "is_narrower", lambda *_: False)
+    monkeypatch.setattr(LowRank, "folded_into", folded)
+    engine = NativeEngine(policy, EngineSettings())
+    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) > 1e-4
+
+
+def test_adapters_of_some_layers_and_of_none(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    policy = adapted(narrowed(make_policy("qwen2")), target_modules=["q_proj", "v_proj", "down_proj"])
+    engine = NativeEngine(policy, EngineSettings())
+    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+    assert sum(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine)) == 2 * 2
+    with policy.model.disable_adapter():
+        engine.load_weights(policy.model)
+        assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+    assert not any(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine))
+
+
+def test_several_active_adapters_add_up(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    policy = adapted(narrowed(make_policy("llama")))
+    policy.model.add_adapter("second", peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "up_proj"]))
+    moved(policy.model)
+    policy.model.base_model.set_adapter(["default", "second"])
+    engine = NativeEngine(policy, EngineSettings())
+    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+
+
+def test_training_the_adapter_packs_no_frozen_weight_again(
+    make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = adapted(narrowed(make_policy("qwen2")))
+    engine = NativeEngine(policy, EngineSettings())
+    before = [product._frozen for product in joined_products(engine)]
+    moved(policy.model)
+    engine.load_weights(policy.model)
+    assert all(product._frozen is frozen for product, frozen in zip(joined_products(engine), before, strict=True))
+    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_weights_of_any_dtype_follow_each_other(
+    family: str, compiled: bool, make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    whole, other = make_policy(family), make_policy(family, seed=1)
+    narrow = narrowed(other)
+    policies = [whole, narrow, adapted(narrow), narrow, adapted(whole), whole, widened(narrow)]
+    for first in (whole, narrow):
+        engine = NativeEngine(first, EngineSettings())
+        for policy in policies:
+            engine.load_weights(policy.model)
+            assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+
+
+def test_a_frozen_weight_that_changes_in_place_is_copied_again(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    policy = narrowed(make_policy("llama"))
+    engine = NativeEngine(policy, EngineSettings())
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    before = generate(engine, prompts, SAMPLING)
+    assert largest_gap(policy.model, prompts, before) > 1e-3
+    engine.load_weights(policy.model)
+    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_weights_are_copies(narrow: bool, make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    policy = narrowed(make_policy("gemma2")) if narrow else make_policy("gemma2")
+    engine = NativeEngine(policy, EngineSettings())
+    before = generate(engine, prompts, SAMPLING)
+    for parameter in policy.model.parameters():
+        parameter.data.zero_()
+    assert generate(engine, prompts, SAMPLING) == before
+
+
+def test_another_tensor_where_the_first_one_lay_is_no_frozen_weight() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(16, 16).bfloat16()
+    product = JoinedProduct(["only"], [LayerWeights(weight)], torch.float32)
+    other = torch.randn(16, 16).bfloat16()
+    product.set([LayerWeights(other)])
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(product.whole(x), x @ other.float().T)
