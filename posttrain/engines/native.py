@@ -15,9 +15,9 @@ from posttrain.engines import Interrupted
 from posttrain.engines.decoding import Decoding, Tree
 from posttrain.engines.endings import Endings
 from posttrain.engines.layers import shorten_layers
-from posttrain.engines.products import InferenceWeights
 from posttrain.engines.rows import Branch
 from posttrain.engines.stack import LayerStack, stack_agrees
+from posttrain.engines.weights import InferenceWeights
 from posttrain.errors import DataError, ModelError
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import Model

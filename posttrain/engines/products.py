@@ -7,26 +7,22 @@ beside theirs, on all others they are folded in.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.errors import ModelError
 from posttrain.kernels.operations import LANES, Kernels, PackedLinear, compiled_kernels
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
 from posttrain.models.frozen import (
-    FrozenEmbedding,
     FrozenLinear,
     is_narrower,
-    keep_stored_weights,
     multiply,
     product_dtype,
 )
-from posttrain.models.logprobs import compute_dtype
 from posttrain.models.lora import LowRank
 
 PROBE = (11, 7, 5)  # taken modulo the vocabulary
@@ -86,14 +82,54 @@ class AdaptedLinear(NamedTuple):
         return self.outer(self.inner(x), self.frozen(x, other))
 
 
-def stored_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> StoredLinear:
-    """Return a copy of a linear layer with products in `dtype`, in the layout that is fastest where it lies."""
-    kernels = compiled_kernels(weight.device, dtype)
-    if kernels is not None and weight.shape[0] % LANES == weight.shape[1] % LANES == 0:
-        return CompiledLinear(kernels, kernels.packed(weight, bias))
-    if _onednn_packs(weight):
-        return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
-    return PlainLinear(weight, bias)
+class LayerWeights(NamedTuple):
+    """What a linear layer computes with."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    added: LowRank | None = None
+
+
+def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype, old: StoredLinear | None = None) -> StoredLinear:
+    """Return copies of linear layers with one input as a single layer, in the memory of an old one where that serves.
+
+    Products are in `dtype`, in the layout that is fastest where the weights lie. Adapters are folded in; where all
+    weights are narrower than `dtype` they stay so, and adapters are left out.
+    """
+    narrow = _are_narrow(layers, dtype)
+    stored = layers[0].weight.dtype if narrow else dtype
+    added = [None if narrow else layer.added for layer in layers]
+    bias = _joined_bias(layers, dtype)
+    outputs, inputs = sum(len(layer.weight) for layer in layers), layers[0].weight.shape[1]
+    kernels = compiled_kernels(layers[0].weight.device, dtype)
+    if kernels is None or inputs % LANES or any(len(layer.weight) % LANES for layer in layers):
+        pairs = zip(layers, added, strict=True)
+        folded = [layer.weight if low is None else low.folded_into(layer.weight, dtype) for layer, low in pairs]
+        weight = torch.cat(folded).to(stored)
+        if not narrow and _onednn_packs(weight):
+            return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
+        return PlainLinear(weight, bias)
+    if isinstance(old, CompiledLinear) and old.packed.dtype == stored and bias is None:
+        compiled = old
+    else:
+        compiled = CompiledLinear(kernels, kernels.new_packed(outputs, inputs, stored, bias))
+    start = 0
+    for layer, low in zip(layers, added, strict=True):
+        kernels.pack(compiled.packed, start, layer.weight, None if low is None else (low.outer, low.inner))
+        start += len(layer.weight)
+    return compiled
+
+
+def _are_narrow(layers: Sequence[LayerWeights], dtype: torch.dtype) -> bool:
+    return all(is_narrower(layer.weight.dtype, dtype) for layer in layers)
+
+
+def _joined_bias(layers: Sequence[LayerWeights], dtype: torch.dtype) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    none = (layer.weight.new_zeros(len(layer.weight)) for layer in layers)
+    biases = [zeros if layer.bias is None else layer.bias for layer, zeros in zip(layers, none, strict=True)]
+    return torch.cat(biases).to(dtype)
 
 
 def _onednn_packs(weight: Tensor) -> bool:
@@ -106,14 +142,6 @@ def _onednn_packs(weight: Tensor) -> bool:
     )
 
 
-class LayerWeights(NamedTuple):
-    """What a linear layer computes with."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    added: LowRank | None = None
-
-
 class JoinedProduct:
     """The product of several linear layers with the same input, and where their outputs wait."""
 
@@ -123,20 +151,20 @@ class JoinedProduct:
         self.sizes = [len(layer.weight) for layer in layers]  # of their outputs
         self.outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
         self.input: Tensor | None = None
-        self.whole = self._frozen = _joined(layers, dtype)  # of all outputs, one after the other
-        self._sources = list(map(_Source, _tensors(layers)))
+        self._frozen: StoredLinear | None = None
+        self._sources: list[_Source] = []
+        self.set(layers)
 
     def set(self, layers: Sequence[LayerWeights]) -> None:
-        """Take copies of other weights, of a single layer where its old ones lie; those that are frozen came before."""
-        (first, *others), frozen = layers, self._frozen
-        if not all(source.is_of(tensor) for source, tensor in zip(self._sources, _tensors(layers), strict=True)):
-            alone = not others and first.bias is None
-            if alone and isinstance(frozen, CompiledLinear) and frozen.packed.dtype == first.weight.dtype:
-                frozen.kernels.repack(frozen.packed, first.weight)
-            else:
-                self._frozen = _joined(layers, self.dtype)
-            self._sources = list(map(_Source, _tensors(layers)))
-        self.whole = _with_adapters(self._frozen, layers, self.dtype)
+        """Take copies of other weights; of frozen ones only where they are not those of before."""
+        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
+        narrow = _are_narrow(layers, self.dtype)
+        folds = not narrow and any(layer.added is not None for layer in layers)
+        known = len(self._sources) == len(tensors) and all(map(_Source.is_of, self._sources, tensors))
+        if self._frozen is None or folds or not known:
+            self._frozen = joined_linear(layers, self.dtype, self._frozen)
+            self._sources = [] if folds else list(map(_Source, tensors))
+        self.whole = _with_adapters(self._frozen, layers, self.dtype) if narrow else self._frozen
 
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
@@ -181,21 +209,6 @@ def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[s
     return products
 
 
-class PackedEmbedding(nn.Module):
-    """An embedding whose weight lies as the head that is tied to it wants it."""
-
-    def __init__(self, head: JoinedProduct) -> None:
-        """Take the head's product, which is `CompiledLinear`."""
-        super().__init__()
-        self._head = head
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the vectors `(..., E)` of ids `(...)`."""
-        stored = self._head.whole
-        assert isinstance(stored, CompiledLinear)
-        return stored.kernels.packed_rows(stored.packed, ids.flatten()).view(*ids.shape, -1)
-
-
 class _Source:
     """Which tensor a copy was made of, and whether it still is what was copied; only frozen ones are remembered."""
 
@@ -204,19 +217,6 @@ class _Source:
 
     def is_of(self, tensor: Tensor) -> bool:
         return self._tensor is not None and self._tensor() is tensor and self._version == tensor._version
-
-
-def _tensors(layers: Sequence[LayerWeights]) -> list[Tensor]:
-    return [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
-
-
-def _joined(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
-    weight = torch.cat([layer.weight for layer in layers])
-    if all(layer.bias is None for layer in layers):
-        return stored_linear(weight, None, dtype)
-    none = (weight.new_zeros(len(layer.weight)) for layer in layers)
-    biases = [zeros if layer.bias is None else layer.bias for layer, zeros in zip(layers, none, strict=True)]
-    return stored_linear(weight, torch.cat(biases).to(dtype), dtype)
 
 
 def _with_adapters(frozen: StoredLinear, layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
@@ -234,7 +234,7 @@ def _with_adapters(frozen: StoredLinear, layers: Sequence[LayerWeights], dtype: 
             inner[rank : rank + layer_rank] = layer.added.inner
             outer[row : row + size, rank : rank + layer_rank] = layer.added.outer
         rank, row = rank + layer_rank, row + size
-    return AdaptedLinear(frozen, stored_linear(inner, None, dtype), stored_linear(outer, None, dtype))
+    return AdaptedLinear(frozen, *(joined_linear([LayerWeights(weight)], dtype) for weight in (inner, outer)))
 
 
 def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:
@@ -276,105 +276,3 @@ def probe_ids(model: PreTrainedModel) -> list[int]:
 def same_logits(logits: Tensor, others: Tensor) -> bool:
     """Say whether two results of `probe_logits` differ by no more than bfloat16's rounding in many layers."""
     return bool((logits - others).abs().max() <= 0.05 * max(1.0, float(others.abs().max())))
-
-
-class InferenceWeights:
-    """The weights of an inference copy, set by the names of the plain model even where they live in joined products."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._dtype = model, compute_dtype(model)
-        self._expected = {name for name, _ in model.named_parameters()}  # a tied head comes as the embedding
-        self._product_of: dict[str, JoinedProduct] = {}  # by the name of the layer
-        self._tied_head: JoinedProduct | None = None
-
-    @torch.no_grad()
-    def adopt(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
-        """Let the model compute with these weights, without adapters and without copies, until `join` makes those."""
-        plain = dict(self._model.named_parameters())
-        for name, weight, _ in self._checked(weights):
-            plain[name].data = self._stored(weight)
-        keep_stored_weights(self._model, self._dtype)
-
-    @torch.no_grad()
-    def join(self) -> None:
-        """Join the model's linear layers; its attention must be "posttrain". All weights are copies after that."""
-        model, embedding = self._model, _embedding_weight(self._model)
-        head = model.get_output_embeddings()
-        tied = [name for name, module in model.named_modules() if module is head and head.weight is embedding]
-        biased = tied if tied and head.bias is not None else []  # half of it would come, and half be shared
-        before = probe_logits(model)
-        products = join_linears(model, lambda: probe_logits(model), skip=biased)
-        self._product_of = {layer: product for product in products for layer in product.names}
-        self._tied_head = self._product_of.pop(tied[0], None) if tied else None
-        if self._tied_head is not None and self._pack_embedding(self._tied_head):
-            self._tied_head = None
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-        if self._tied_head is not None:
-            self._tied_head.whole = PlainLinear(_embedding_weight(model), None)
-        if not same_logits(probe_logits(model), before):
-            raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
-
-    @torch.no_grad()
-    def load(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
-        """Copy the weights; raises ModelError for one that the model has not, and where one is missing."""
-        plain = dict(self._model.named_parameters())
-        parts: dict[str, Tensor] = {}  # of products that are not complete yet
-        adapters: dict[str, LowRank] = {}
-        for name, weight, added in self._checked(weights):
-            product = self._product_of.get(name.rpartition(".")[0])
-            if added is not None and not (product is not None and is_narrower(weight.dtype, self._dtype)):
-                weight, added = added.folded_into(weight, self._dtype), None
-            if product is None:
-                dtype = torch.promote_types(self._stored(weight).dtype, plain[name].dtype)
-                plain[name].data = weight.to(self._model.device, dtype, copy=True)
-                continue
-            parts[name] = self._stored(weight)
-            if added is not None:
-                adapters[name] = added
-            if all(part in parts for part in self._parts_of(product)):
-                product.set([self._layer(name, parts, adapters) for name in product.names])
-        if self._tied_head is not None:
-            self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
-
-    def _checked(
-        self, weights: Iterable[tuple[str, Tensor, LowRank | None]]
-    ) -> Iterator[tuple[str, Tensor, LowRank | None]]:
-        missing = set(self._expected)
-        for name, weight, added in weights:
-            if name not in self._expected:
-                raise ModelError(f"expected the weights of a {type(self._model).__name__}, and got one named {name}")
-            missing.discard(name)
-            yield name, weight, added
-        if missing:
-            raise ModelError(f"{len(missing)} weights did not come with the model, such as {min(missing)}")
-
-    def _stored(self, weight: Tensor) -> Tensor:
-        """Return a weight in the dtype of products, or in its own where that is narrower."""
-        dtype = weight.dtype if is_narrower(weight.dtype, self._dtype) else self._dtype
-        return weight.to(self._model.device, dtype)
-
-    def _layer(self, name: str, parts: dict[str, Tensor], adapters: dict[str, LowRank]) -> LayerWeights:
-        weight = f"{name}.weight"
-        return LayerWeights(parts.pop(weight), parts.pop(f"{name}.bias", None), adapters.pop(weight, None))
-
-    def _pack_embedding(self, head: JoinedProduct) -> bool:
-        """Let the embedding read the packed weight of the head that is tied to it, where both allow that."""
-        embedding = self._model.get_input_embeddings()
-        if type(embedding) not in (nn.Embedding, FrozenEmbedding) or not isinstance(head.whole, CompiledLinear):
-            return False
-        (name,) = (name for name, module in self._model.named_modules() if module is embedding)
-        self._model.set_submodule(name, PackedEmbedding(head))
-        head.names = [name]  # by which its weight comes
-        self._product_of[name] = head
-        return True
-
-    def _parts_of(self, product: JoinedProduct) -> list[str]:
-        names = [f"{layer}.{kind}" for layer in product.names for kind in ("weight", "bias")]
-        return [name for name in names if name in self._expected]
-
-
-def _embedding_weight(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight

@@ -608,6 +608,43 @@ void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* 
     attend(step, layer, task % step.rows, task / step.rows, states, out, room);
 }
 
+// to = from + factors (rank) @ inner, of which `step` floats lie between the starts of two rows.
+template <int parts, class From, class To>
+void add_low_rank(const From* from, const float* factors, const float* inner, int64_t rank, int64_t step, To* to) {
+  Vec sums[parts];
+#pragma GCC unroll 4
+  for (int part = 0; part < parts; ++part) sums[part] = load(from + part * kLanes);
+  for (int64_t r = 0; r < rank; ++r)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) sums[part] += factors[r] * load(inner + r * step + part * kLanes);
+#pragma GCC unroll 4
+  for (int part = 0; part < parts; ++part) store(to + part * kLanes, sums[part]);
+}
+
+// A layer's weight (outputs, in) plus outer (outputs, rank) @ inner (rank, in), rounded once, to its panels.
+template <class From, class To>
+void pack_weight(const From* weight, int64_t outputs, int64_t in, const float* outer, const float* inner, int64_t rank,
+                 To* panels) {
+  constexpr int together = 4;  // vectors of sums
+#pragma omp parallel
+  {
+    std::vector<To> rows(kLanes * in);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < outputs; first += kLanes) {
+      for (int64_t row = 0; row < kLanes; ++row) {
+        const From* from = weight + (first + row) * in;
+        const float* factors = outer + (first + row) * rank;
+        To* to = rows.data() + row * in;
+        int64_t i = 0;
+        for (; i + together * kLanes <= in; i += together * kLanes)
+          add_low_rank<together>(from + i, factors, inner + i, rank, in, to + i);
+        for (; i < in; i += kLanes) add_low_rank<1>(from + i, factors, inner + i, rank, in, to + i);
+      }
+      pack_outputs(rows.data(), kLanes, in, panels + first * in);
+    }
+  }
+}
+
 // A linear layer with an adapter beside it: inner has no weight where there is none.
 template <class T>
 struct Adapted {
@@ -758,6 +795,17 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
 }
 
 }  // namespace
+
+#define POSTTRAIN_EXPORT_PACK(From, To, name)                                                                          \
+  extern "C" void name(const From* weight, int64_t outputs, int64_t in, const float* outer, const float* inner,        \
+                       int64_t rank, To* panels) {                                                                     \
+    pack_weight(weight, outputs, in, outer, inner, rank, panels);                                                      \
+  }
+
+POSTTRAIN_EXPORT_PACK(float, float, pack_float32_float32)
+POSTTRAIN_EXPORT_PACK(float, BFloat16, pack_float32_bfloat16)
+POSTTRAIN_EXPORT_PACK(BFloat16, float, pack_bfloat16_float32)
+POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
 
 #define POSTTRAIN_EXPORT(T, name)                                                                                      \
   extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {            \

@@ -5,6 +5,7 @@ Floor 0: CPU tensors of float32 or bfloat16. Sums are in float32, and a result i
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
@@ -150,6 +151,11 @@ class Kernels:
             "score_targets": [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int64],
             "draw": [c_void_p] * 4 + [c_int64, c_int64, c_float],
         }
+        pack = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
+        self._pack = {
+            (source, target): _function(library, f"pack_{SUFFIXES[source]}_{SUFFIXES[target]}", pack)
+            for source, target in itertools.product(SUFFIXES, repeat=2)
+        }
         self._call = {name: _function(library, f"{name}_{SUFFIXES[dtype]}", kinds) for name, kinds in functions.items()}
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -221,32 +227,46 @@ class Kernels:
         return ids, logprobs
 
     def packed(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Return a copy of a linear layer's weight `(N, K)` in the order in which `linear` reads it, and its bias.
-
-        The weight is of the kernels' dtype, or of bfloat16, which products in float32 widen as they read it. Both sizes
-        must be multiples of LANES. Panels of 16 outputs: `(N / 16, K, 16)` in float32, and `(N / 16, K / 2, 16, 2)` in
-        bfloat16; zeros fill the last outputs up to a multiple of COLUMNS.
-        """
+        """Return a copy of a linear layer's weight `(N, K)` in the order in which `linear` reads it, and its bias."""
         outputs, inputs = weight.shape
-        assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {tuple(weight.shape)}"
-        assert weight.dtype in (self.dtype, torch.bfloat16), f"expected {self.dtype}, and got {weight.dtype}"
-        pair = 2 if weight.dtype == torch.bfloat16 else 1
-        panels = weight.new_zeros(-(-outputs // COLUMNS) * COLUMNS // LANES, inputs // pair, LANES, pair)
-        packed = PackedLinear(
-            panels.data_ptr(), None if bias is None else self.at(bias), inputs, outputs, weight.dtype != self.dtype
-        )
-        packed.tensors = (panels, bias)
-        self.repack(packed, weight)
+        packed = self.new_packed(outputs, inputs, weight.dtype, bias)
+        self.pack(packed, 0, weight)
         return packed
 
-    def repack(self, packed: PackedLinear, weight: Tensor) -> None:
-        """Give a packed layer another weight `(N, K)` of the same dtype, in place."""
-        panels = packed.tensors[0]
+    def new_packed(self, outputs: int, inputs: int, dtype: torch.dtype, bias: Tensor | None) -> PackedLinear:
+        """Return a linear layer without its weight yet, which `pack` writes; both sizes are multiples of LANES.
+
+        `dtype` is the kernels' own, or bfloat16, which products in float32 widen as they read it. Panels of 16 outputs:
+        `(N / 16, K, 16)` in float32, and `(N / 16, K / 2, 16, 2)` in bfloat16; zeros fill the last outputs up to a
+        multiple of COLUMNS.
+        """
+        assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {outputs}, {inputs}"
+        assert dtype in (self.dtype, torch.bfloat16), f"expected {self.dtype}, and got {dtype}"
+        pair = 2 if dtype == torch.bfloat16 else 1
+        panels = torch.zeros(-(-outputs // COLUMNS) * COLUMNS // LANES, inputs // pair, LANES, pair, dtype=dtype)
+        address = None if bias is None else self.at(bias)
+        packed = PackedLinear(panels.data_ptr(), address, inputs, outputs, dtype != self.dtype)
+        packed.tensors = (panels, bias)
+        return packed
+
+    def pack(
+        self, packed: PackedLinear, start: int, weight: Tensor, low_rank: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Write a weight `(n, K)` to the outputs of a packed layer from `start` on; both are multiples of LANES.
+
+        With `low_rank`, `(n, r)` and `(r, K)`, their product is added to it in float32, and the sum rounded once.
+        """
+        panels, (outputs, inputs) = packed.tensors[0], weight.shape
         assert panels is not None
-        assert weight.shape == (packed.outputs, packed.inputs), f"expected another shape than {tuple(weight.shape)}"
-        assert weight.dtype == panels.dtype, f"expected {panels.dtype}, and got {weight.dtype}"
-        rows = weight.reshape(-1, LANES, panels.shape[1], panels.shape[3])
-        panels[: len(rows)].copy_(rows.transpose(1, 2))
+        assert outputs % LANES == start % LANES == 0, f"expected multiples of {LANES}, and got {outputs} from {start}"
+        assert inputs == packed.inputs, f"expected {packed.inputs} inputs, and got {inputs}"
+        assert start + outputs <= packed.outputs, f"expected {packed.outputs} outputs, and got {outputs} from {start}"
+        weight = weight.contiguous()
+        outer, inner = (factor.float().contiguous() for factor in low_rank or (weight.new_empty(0),) * 2)
+        function = self._pack[weight.dtype, packed.dtype]
+        addresses = outer.data_ptr(), inner.data_ptr()
+        rank = 0 if low_rank is None else len(inner)
+        function(weight.data_ptr(), outputs, inputs, *addresses, rank, panels[start // LANES :].data_ptr())
 
     def packed_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
         """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""

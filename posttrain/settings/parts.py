@@ -18,7 +18,8 @@ class ModelSettings(Settings):
     revision: str | None = None
     """Commit, tag or branch on the Hub; None takes the default branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of frozen weights and matrix products; "auto" takes bfloat16 where the device multiplies it fast."""
+    """Precision of matrix products; "auto" takes bfloat16 where the device multiplies it fast. Frozen weights have it
+    too, or bfloat16 where their files do."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; "auto" takes cuda, then mps, then cpu."""
     chat_template: str | None = None

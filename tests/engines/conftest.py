@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from posttrain.engines import ENGINES, Engine
-from posttrain.engines.products import InferenceWeights
+from posttrain.engines.weights import InferenceWeights
 from posttrain.models.attention import ATTENTION_NAME
 from posttrain.models.lm import LoadedModel
 from posttrain.records import Prompt

@@ -15,7 +15,7 @@ from posttrain.engines.products import AdaptedLinear, CompiledLinear, JoinedProd
 from posttrain.kernels.operations import compiled_kernels
 from posttrain.models.frozen import keep_stored_weights
 from posttrain.models.lm import LoadedModel
-from posttrain.models.lora import LowRank
+from posttrain.models.lora import folded_weights
 from posttrain.records import Prompt
 from posttrain.settings import EngineSettings, SamplingSettings
 from tests.engines.conftest import FAMILIES
@@ -95,18 +95,15 @@ def test_it_samples_from_the_policy(
     assert engine._stacks is (kernels and family in {"llama", "mistral", "qwen2", "qwen3"})
 
 
-def test_an_adapter_folded_into_narrow_weights_would_be_rounded(
-    make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = adapted(narrowed(make_policy("llama")))
-
-    def folded(low_rank: LowRank, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return torch.addmm(weight.float(), low_rank.outer, low_rank.inner).bfloat16()
-
-    monkeypatch.setattr(products, "is_narrower", lambda *_: False)
-    monkeypatch.setattr(LowRank, "folded_into", folded)
-    engine = NativeEngine(policy, EngineSettings())
-    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) > 1e-4
+def test_an_adapter_folded_into_narrow_weights_would_be_rounded(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    plain = narrowed(make_policy("llama"))
+    policy = adapted(plain)
+    rounded = copy.deepcopy(plain.model)
+    for name, weight in folded_weights(policy.model):
+        rounded.get_parameter(name).data.copy_(weight)
+    completions = generate(NativeEngine(replace(plain, model=rounded), EngineSettings()), prompts, SAMPLING)
+    assert largest_gap(rounded, prompts, completions) < 1e-5
+    assert largest_gap(policy.model, prompts, completions) > 1e-4
 
 
 def test_adapters_of_some_layers_and_of_none(make_policy: MakePolicy, prompts: list[Prompt]) -> None:

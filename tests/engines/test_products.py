@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM
 from posttrain.engines import products
 from posttrain.engines.products import (
     CompiledLinear,
-    InferenceWeights,
     JoinedLinear,
+    LayerWeights,
     OneDnnLinear,
-    PackedEmbedding,
     PlainLinear,
     join_linears,
+    joined_linear,
     probe_logits,
-    stored_linear,
 )
+from posttrain.engines.weights import InferenceWeights, PackedEmbedding
 from posttrain.kernels.operations import compiled_kernels
 from posttrain.models.attention import ATTENTION_NAME
 from posttrain.models.devices import multiplies_bfloat16_fast
@@ -83,7 +83,7 @@ def test_every_layout_computes_the_product(dtype: torch.dtype, compiled: bool, m
     x, weight, bias, other = (torch.randn(*shape).to(dtype) for shape in ((2, 5, 64), (48, 64), (48,), (2, 5, 48)))
     exact = nn.functional.linear(x.double(), weight.double(), bias.double())
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
-    layer = stored_linear(weight, bias, dtype)
+    layer = joined_linear([LayerWeights(weight, bias)], dtype)
     torch.testing.assert_close(layer(x).double(), exact, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(layer(x, other.clone()).double(), exact + other, rtol=tolerance, atol=2 * tolerance)
 

@@ -253,9 +253,32 @@ def test_weights_of_other_dtypes_are_refused(kernels: Kernels) -> None:
     wider = torch.float32 if kernels.dtype == torch.bfloat16 else torch.float64
     with pytest.raises(AssertionError, match="and got torch"):
         kernels.packed(torch.ones(16, 16, dtype=wider), None)
-    narrow = kernels.packed(torch.ones(16, 16).bfloat16(), None)
-    with pytest.raises(AssertionError, match=r"expected torch.bfloat16, and got torch.float32"):
-        kernels.repack(narrow, torch.ones(16, 16))
+    packed = kernels.packed(torch.ones(32, 16).to(kernels.dtype), None)
+    for start, shape, message in ((0, (16, 32), "16 inputs"), (8, (16, 16), "multiples"), (16, (32, 16), "32 outputs")):
+        with pytest.raises(AssertionError, match=message):
+            kernels.pack(packed, start, torch.ones(shape))
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "rank"), [(16, 0), (48, 5), (80, 16), (128, 1)])
+def test_packing_adds_a_low_rank_product_and_rounds_once(
+    kernels: Kernels, source: torch.dtype, target: torch.dtype, inputs: int, rank: int
+) -> None:
+    if target not in (kernels.dtype, torch.bfloat16):
+        pytest.skip("panels are not wider than the products")
+    packed = kernels.new_packed(96, inputs, target, None)
+    weights = [torch.randn(outputs, inputs).to(source) for outputs in (16, 48, 32)]
+    outer, inner = torch.randn(48, rank).double(), torch.randn(rank, inputs).double()
+    for start, weight in zip((0, 16, 64), weights, strict=True):
+        kernels.pack(packed, start, weight, (outer, inner) if rank and start == 16 else None)
+    exact = [weight.double() for weight in weights]
+    exact[1] += outer @ inner
+    rows = kernels.packed_rows(packed, torch.arange(96)).double()
+    if rank == 0:
+        assert torch.equal(rows, torch.cat(exact).to(target).double())
+    tolerance = 1e-6 if target == torch.float32 else 2**-8  # half a unit in the last place
+    torch.testing.assert_close(rows, torch.cat(exact), rtol=1.01 * tolerance, atol=tolerance)
 
 
 def test_linear_does_not_read_beyond_its_rows(kernels: Kernels) -> None:
