@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.machine import processor
 from benchmarks.tables import table
-from posttrain.kernels.operations import Attention, DecodeRows, Kernels, compiled_kernels, decode_step
+from posttrain.kernels.operations import LANES, Attention, DecodeRows, Kernels, compiled_kernels, decode_step
 from posttrain.models.devices import resolve_dtype
 from posttrain.models.padded_trees import PaddedTrees
 from posttrain.models.tree_attention import tree_attention, tree_spans
@@ -69,6 +69,9 @@ def cases(kernels: Kernels) -> Iterator[Case]:
     """Yield every case: products and attention of decoding, attention within trees, passes over activations."""
     for rows in (1, 4, 16, 64):
         yield linear_case(kernels, rows)
+        if kernels.dtype == torch.float32:
+            yield linear_case(kernels, rows, narrow=True)
+    yield packing_case(kernels)
     for rows in (1, 16, 64):
         yield decode_attention_case(kernels, rows)
     for trees, group, prompt, length in ((4, 4, 128, 64), (1, 8, 128, 128), (8, 1, 128, 128)):
@@ -76,16 +79,36 @@ def cases(kernels: Kernels) -> Iterator[Case]:
     yield from pass_cases(kernels)
 
 
-def linear_case(kernels: Kernels, rows: int) -> Case:
-    """Return a decoding step's products of some rows."""
+def linear_case(kernels: Kernels, rows: int, *, narrow: bool = False) -> Case:
+    """Return a decoding step's products of some rows; with `narrow`, our weights are in bfloat16."""
     weights = [_normal(kernels, 2 * INNER, HIDDEN) for _ in range(LAYERS)]
-    packed = [kernels.packed(weight, None) for weight in weights]
+    packed = [kernels.packed(weight.bfloat16() if narrow else weight, None) for weight in weights]
     x = _normal(kernels, rows, HIDDEN)
     return Case(
-        f"{LAYERS} products {rows} x {HIDDEN} x {2 * INNER}",
+        f"{LAYERS} products {rows} x {HIDDEN} x {2 * INNER}" + (", weights in bfloat16" if narrow else ""),
         lambda: [kernels.linear(x, layer) for layer in packed],
         lambda: [F.linear(x, weight) for weight in weights],
         2.0 * LAYERS * rows * HIDDEN * 2 * INNER,
+    )
+
+
+def packing_case(kernels: Kernels, rank: int = 16) -> Case:
+    """Return the folding of an adapter into a step's weights, and their way into panels."""
+    weights = [_normal(kernels, 2 * INNER, HIDDEN) for _ in range(LAYERS)]
+    outer, inner = torch.randn(2 * INNER, rank), torch.randn(rank, HIDDEN)
+    packed = [kernels.packed(weight, None) for weight in weights]
+    panels = packed[0].tensors[0]
+    assert panels is not None
+
+    def by_torch(weight: Tensor) -> Tensor:
+        folded = torch.addmm(weight.float(), outer, inner).to(kernels.dtype)
+        return panels.copy_(folded.view(-1, LANES, panels.shape[1], panels.shape[3]).transpose(1, 2))
+
+    return Case(
+        f"{LAYERS} weights with adapters packed",
+        lambda: [kernels.pack(layer, 0, each, (outer, inner)) for layer, each in zip(packed, weights, strict=True)],
+        lambda: [by_torch(weight) for weight in weights],
+        2.0 * LAYERS * rank * HIDDEN * 2 * INNER,
     )
 
 

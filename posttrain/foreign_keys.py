@@ -15,7 +15,7 @@ FOREIGN_KEYS: dict[str, str] = {
     "bnb_4bit_quant_type": _FOUR_BITS,
     "bnb_4bit_use_double_quant": _FOUR_BITS,
     "use_bnb_nested_quant": _FOUR_BITS,
-    "load_in_8bit": "frozen weights are in model.dtype, or in 4 bits: model.load_in_4bit = true",
+    "load_in_8bit": "frozen weights are in model.dtype or their file's, or in 4 bits: model.load_in_4bit = true",
     "dataset_name": "the rows are named by data.source",
     "cliprange": "write both bounds of the clip, epsilon_low and epsilon_high",
     "cliprange_value": "it is called critic.value_clip",

@@ -17,12 +17,7 @@ from transformers import PreTrainedModel
 from posttrain.kernels.operations import LANES, Kernels, PackedLinear, compiled_kernels
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
-from posttrain.models.frozen import (
-    FrozenLinear,
-    is_narrower,
-    multiply,
-    product_dtype,
-)
+from posttrain.models.frozen import FrozenLinear, is_narrower, multiply, product_dtype
 from posttrain.models.lora import LowRank
 
 PROBE = (11, 7, 5)  # taken modulo the vocabulary
@@ -72,7 +67,7 @@ class CompiledLinear(NamedTuple):
 
 
 class AdaptedLinear(NamedTuple):
-    """With an adapter beside it."""
+    """A frozen layer with an adapter beside it, whose inner product comes first."""
 
     frozen: StoredLinear
     inner: StoredLinear
