@@ -100,16 +100,17 @@ def packing_case(kernels: Kernels, rank: int = 16) -> Case:
     panels = packed[0].tensors[0]
     assert panels is not None
 
-    def by_torch(weight: Tensor) -> Tensor:
-        folded = torch.addmm(weight.float(), outer, inner).to(kernels.dtype)
-        return panels.copy_(folded.view(-1, LANES, panels.shape[1], panels.shape[3]).transpose(1, 2))
+    def by_kernels() -> None:
+        for layer, weight in zip(packed, weights, strict=True):
+            kernels.pack(layer, 0, weight, (outer, inner))
 
-    return Case(
-        f"{LAYERS} weights with adapters packed",
-        lambda: [kernels.pack(layer, 0, each, (outer, inner)) for layer, each in zip(packed, weights, strict=True)],
-        lambda: [by_torch(weight) for weight in weights],
-        2.0 * LAYERS * rank * HIDDEN * 2 * INNER,
-    )
+    def by_torch() -> None:
+        for weight in weights:
+            folded = torch.addmm(weight.float(), outer, inner).to(kernels.dtype)
+            panels.copy_(folded.view(-1, LANES, panels.shape[1], panels.shape[3]).transpose(1, 2))
+
+    flops = 2.0 * LAYERS * rank * HIDDEN * 2 * INNER
+    return Case(f"{LAYERS} weights with adapters packed", by_kernels, by_torch, flops)
 
 
 def decode_attention_case(kernels: Kernels, rows: int, prompt: int = 128, own: int = 64) -> Case:
