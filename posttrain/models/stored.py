@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
@@ -26,18 +26,17 @@ def frozen_dtype(name: str, revision: str | None, dtype: torch.dtype, device: to
 def stored_dtypes(name: str, revision: str | None) -> set[str]:
     """Return the dtypes, in safetensors' names, that the files of a model's weights have, but for a score head's.
 
-    Of a name on the Hub the files are fetched; an empty set where that cannot be done, or there are none.
+    Of a name on the Hub the files are fetched. An empty set where that cannot be done, a file is damaged, or there is
+    none: loading the model says what is wrong.
     """
-    source = str(locate(name) or name)
-    try:
-        files = _weight_files(source, revision)
-    except OSError:
-        return set()
     dtypes = set()
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            names = [key for key in tensors.keys() if not key.startswith(f"{HEAD}.")]  # noqa: SIM118
-            dtypes |= {tensors.get_slice(key).get_dtype() for key in names}
+    try:
+        for file in _weight_files(str(locate(name) or name), revision):
+            with safe_open(file, framework="pt") as tensors:
+                names = [key for key in tensors.keys() if not key.startswith(f"{HEAD}.")]  # noqa: SIM118
+                dtypes |= {tensors.get_slice(key).get_dtype() for key in names}
+    except (OSError, SafetensorError):
+        return set()
     return dtypes
 
 

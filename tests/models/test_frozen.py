@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from posttrain.data.trees import build_batch
+from posttrain.errors import ModelError
 from posttrain.models import frozen
 from posttrain.models.frozen import FrozenEmbedding, FrozenLinear, is_narrower, multiply, multiply_back
 from posttrain.models.head import chunked_logprobs
@@ -140,6 +141,15 @@ def test_sharded_files_are_read_too(saved: Save, tmp_path: Path) -> None:
 
 def test_a_name_that_cannot_be_fetched_has_no_dtypes() -> None:
     assert stored_dtypes("nobody/nothing", None) == set()
+
+
+def test_a_damaged_file_is_a_clear_error(saved: Save) -> None:
+    path = rounded(saved("llama"))
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert stored_dtypes(str(path), None) == set()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(path)
 
 
 def test_other_products_are_as_before(saved: Save) -> None:
