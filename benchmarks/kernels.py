@@ -4,6 +4,7 @@ For a change of a kernel, and for a CPU on which they were never run: ours shoul
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -12,11 +13,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmarks.machine import processor
 from benchmarks.tables import table
 from posttrain.kernels.operations import LANES, Attention, DecodeRows, Kernels, compiled_kernels, decode_step
 from posttrain.models.devices import resolve_dtype
+from posttrain.models.matmul import matmul
 from posttrain.models.padded_trees import PaddedTrees
 from posttrain.models.tree_attention import tree_attention, tree_spans
 
@@ -76,6 +79,7 @@ def cases(kernels: Kernels) -> Iterator[Case]:
         yield decode_attention_case(kernels, rows)
     for trees, group, prompt, length in ((4, 4, 128, 64), (1, 8, 128, 128), (8, 1, 128, 128)):
         yield from tree_cases(kernels, trees, group, prompt, length)
+    yield from shared_product_cases(kernels)
     yield from pass_cases(kernels)
 
 
@@ -166,6 +170,7 @@ def pass_cases(kernels: Kernels, tokens: int = 1024) -> Iterator[Case]:
     yield Case("norm", lambda: kernels.rms_norm(x, weight, 1e-5), lambda: F.rms_norm(x, (HIDDEN,), weight, 1e-5))
     gate, up = _normal(kernels, tokens, INNER), _normal(kernels, tokens, INNER)
     yield Case("SwiGLU", lambda: kernels.swiglu(gate, up), lambda: F.silu(gate) * up)
+    yield rotation_case(kernels, tokens)
     logits, targets = _normal(kernels, 64, VOCAB), torch.randint(VOCAB, (64,))
     yield Case(
         "log-probs of 64 targets",
@@ -178,6 +183,29 @@ def pass_cases(kernels: Kernels, tokens: int = 1024) -> Iterator[Case]:
         lambda: kernels.draw(logits, uniforms, 1.0),
         lambda: logits.float().softmax(-1).multinomial(1),
     )
+
+
+def rotation_case(kernels: Kernels, tokens: int) -> Case:
+    """Return the rotary embedding of the queries, as transformers computes it and in one pass."""
+    states, cos, sin = (_normal(kernels, *shape) for shape in ((1, tokens, HEADS, SIZE), *[(1, tokens, SIZE)] * 2))
+    other = states[..., :1, :]
+    return Case(
+        "rotation",
+        lambda: kernels.rotate(states, cos, sin),
+        lambda: apply_rotary_pos_emb(states, other, cos, sin, unsqueeze_dim=2),
+    )
+
+
+def shared_product_cases(kernels: Kernels) -> Iterator[Case]:
+    """Yield frozen products of a micro-batch, in the pieces that `models.matmul` makes of them."""
+    for tokens, inner, outer in itertools.product((732, 1080), (HIDDEN, INNER), (HIDDEN,)):
+        x, weight = _normal(kernels, tokens, inner), _normal(kernels, outer, inner)
+        yield Case(
+            f"product {tokens} x {inner} x {outer}",
+            lambda x=x, weight=weight: matmul(x, weight.T),  # type: ignore[misc]
+            lambda x=x, weight=weight: x @ weight.T,  # type: ignore[misc]
+            2.0 * tokens * inner * outer,
+        )
 
 
 def _normal(kernels: Kernels, *shape: int) -> Tensor:

@@ -493,6 +493,26 @@ void rotate(float* head, const T* cos, const T* sin, int64_t size) {
   }
 }
 
+// The same of heads (rows, heads, size), half of size a multiple of 16, by (rows, size); or `back`, by the negative angles.
+template <class T>
+void rotate_rows(const T* from, const T* cos, const T* sin, T* to, int64_t rows, int64_t heads, int64_t size, bool back) {
+  const int64_t half = size / 2;
+  const float sign = back ? -1.0f : 1.0f;
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < half; i += kLanes) {
+      const T *cos_at = cos + row * size + i, *sin_at = sin + row * size + i;
+      const Vec cos_a = load(cos_at), cos_b = load(cos_at + half);
+      const Vec sin_a = load(sin_at) * sign, sin_b = load(sin_at + half) * sign;
+      for (int64_t head = row * heads; head < (row + 1) * heads; ++head) {
+        const Vec a = load(from + head * size + i), b = load(from + head * size + half + i);
+        store(to + head * size + i, a * cos_a - b * sin_a);
+        store(to + head * size + half + i, b * cos_b + a * sin_b);
+      }
+    }
+  }
+}
+
 template <class T>
 struct Heads {
   const T* cos;  // (rows, size)
@@ -848,6 +868,10 @@ POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
   extern "C" void swiglu_backward_##name(const T* gate, const T* up, const T* grad_out, T* grad_gate, T* grad_up,      \
                                          int64_t rows, int64_t size) {                                                 \
     _Pragma("omp parallel") activate_rows_backward(gate, up, grad_out, grad_gate, grad_up, rows, size);                \
+  }                                                                                                                    \
+  extern "C" void rotate_##name(const T* from, const T* cos, const T* sin, T* to, int64_t rows, int64_t heads,         \
+                                int64_t size, int64_t back) {                                                          \
+    _Pragma("omp parallel") rotate_rows(from, cos, sin, to, rows, heads, size, back != 0);                             \
   }                                                                                                                    \
   extern "C" void score_targets_##name(T* products, const int64_t* targets, float* logprobs, float* entropies,         \
                                        int64_t rows, int64_t size, float factor, int64_t gradient) {                   \

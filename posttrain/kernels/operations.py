@@ -148,6 +148,7 @@ class Kernels:
             "rms_norm_backward": [c_void_p] * 4 + [c_int64, c_int64, c_float],
             "swiglu": [c_void_p] * 3 + [c_int64] * 3,
             "swiglu_backward": [c_void_p] * 5 + [c_int64] * 2,
+            "rotate": [c_void_p] * 4 + [c_int64] * 4,
             "score_targets": [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int64],
             "draw": [c_void_p] * 4 + [c_int64, c_int64, c_float],
         }
@@ -197,6 +198,20 @@ class Kernels:
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         self._call["swiglu_backward"](*map(self.at, (gate, up, grad_out, grad_gate, grad_up)), *_rows(gate))
         return grad_gate, grad_up
+
+    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+        """Return heads `(..., H, D)` turned by the angles whose cosines and sines are `(..., D)`, or `back` by them.
+
+        D is a multiple of COLUMNS. The halves a and b of a head become a cos - b sin and b cos + a sin; where both
+        halves have the same angles, as rotary embeddings do, turning back is the gradient too.
+        """
+        heads, size = states.shape[-2:]
+        assert size % COLUMNS == 0, f"expected heads of a multiple of {COLUMNS}, and got {size}"
+        expected = (*states.shape[:-2], size)
+        assert cos.shape == sin.shape == expected, f"expected angles {expected}, and got {tuple(cos.shape)}"
+        out = torch.empty_like(states)
+        self._call["rotate"](*map(self.at, (states, cos, sin, out)), cos.numel() // size, heads, size, back)
+        return out
 
     def score_targets(
         self, products: Tensor, targets: Tensor, *, factor: float, gradient: bool

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from posttrain.models.matmul import add_matmul, matmul
+
 BLOCK = 2**22  # entries of a weight that are widened at a time
 
 
@@ -51,17 +53,20 @@ def product_dtype(linear: nn.Linear) -> torch.dtype:
     return getattr(linear, "product_dtype", linear.weight.dtype)
 
 
+def frozen_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Return what a linear layer whose weights are frozen makes of x, `(..., in)` to `(..., out)`."""
+    with torch.autocast(x.device.type, enabled=False):
+        return cast(Tensor, _Product.apply(x.to(product_dtype(linear)), linear.weight, linear.bias))
+
+
 class FrozenProduct:
     """x W^T + bias in `product_dtype`. bitsandbytes' own forward would repack a weight on CPUs without gradient."""
 
-    weight: Any
-    bias: Any
     product_dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(..., out)` of `(..., in)`."""
-        with torch.autocast(x.device.type, enabled=False):
-            return cast(Tensor, _Product.apply(x.to(self.product_dtype), self.weight, self.bias))
+        return frozen_linear(x, cast(nn.Linear, self))
 
 
 class FrozenLinear(FrozenProduct, nn.Linear):
@@ -102,27 +107,30 @@ def dense_weight(weight: Tensor) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias`, `(..., K)` to `(..., N)`, in x's dtype, without gradient; weight `(N, K)`."""
-    blocks = _blocks(weight, x.dtype)
+    flat, blocks = x.reshape(-1, x.shape[-1]), _blocks(weight, x.dtype)
     if len(blocks) == 1:
-        return nn.functional.linear(x, dense_weight(weight).to(x.dtype), bias)
-    flat = x.reshape(-1, x.shape[-1])
-    out = x.new_empty(len(flat), len(weight))
-    for block in blocks:
-        torch.mm(flat, weight[block].to(x.dtype).T, out=out[:, block])
-    if bias is not None:
-        out += bias
+        out = matmul(flat, dense_weight(weight).to(x.dtype).T, bias)
+    else:
+        out = x.new_empty(len(flat), len(weight))
+        for block in blocks:
+            torch.mm(flat, weight[block].to(x.dtype).T, out=out[:, block])
+        if bias is not None:
+            out += bias
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def multiply_back(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return `grad @ weight`, `(..., N)` to `(..., K)`, in grad's dtype, without gradient; weight `(N, K)`."""
-    blocks = _blocks(weight, grad.dtype)
-    if len(blocks) == 1:
-        return grad @ dense_weight(weight).to(grad.dtype)
-    flat = grad.reshape(-1, grad.shape[-1])
-    out = grad.new_zeros(len(flat), weight.shape[1])
-    for block in blocks:
-        out.addmm_(flat[:, block], weight[block].to(grad.dtype))
+def multiply_back(grad: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
+    """Return `total + grad @ weight`, `(..., N)` to `(..., K)`, in grad's dtype, without gradient; weight `(N, K)`.
+
+    `total` is overwritten with it.
+    """
+    flat, blocks = grad.reshape(-1, grad.shape[-1]), _blocks(weight, grad.dtype)
+    if total is None and len(blocks) == 1:
+        out = matmul(flat, dense_weight(weight).to(grad.dtype))
+    else:
+        out = grad.new_zeros(len(flat), weight.shape[1]) if total is None else total.view(len(flat), -1)
+        for block in blocks:
+            add_matmul(out, flat[:, block], dense_weight(weight)[block].to(grad.dtype))
     return out.view(*grad.shape[:-1], out.shape[-1])
 
 

@@ -44,6 +44,20 @@ def test_gradients(kernels: Kernels) -> None:
     assert_close(kernels.rms_norm_backward(x, weight, grad_out, 1e-2), exact_x.grad)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 32), (2, 5, 3, 64), (4, 2, 96)])
+def test_rotation_and_back(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    half, states = shape[-1] // 2, torch.randn(shape).to(kernels.dtype)
+    angles = torch.rand(*shape[:-2], half).repeat(*[1] * (len(shape) - 2), 2) * 6
+    cos, sin = angles.cos().to(kernels.dtype), angles.sin().to(kernels.dtype)
+    exact = states.double().requires_grad_()
+    turned = torch.cat([-exact[..., half:], exact[..., :half]], dim=-1)
+    expected = exact * cos.double().unsqueeze(-2) + turned * sin.double().unsqueeze(-2)
+    assert_close(kernels.rotate(states, cos, sin), expected)
+    grad_out = torch.randn(shape).to(kernels.dtype)
+    expected.backward(grad_out.double())
+    assert_close(kernels.rotate(grad_out, cos, sin, back=True), exact.grad)
+
+
 def test_nan_stays_nan(kernels: Kernels) -> None:
     x = torch.full((1, 32), torch.nan).to(kernels.dtype)
     assert kernels.swiglu(x, x).isnan().all()
@@ -218,6 +232,8 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> Non
 
 
 def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
+    with pytest.raises(AssertionError, match="angles"):
+        kernels.rotate(*(torch.ones(shape).to(kernels.dtype) for shape in ((4, 2, 32), (3, 32), (3, 32))))
     with pytest.raises(AssertionError, match="float64"):
         kernels.swiglu_of_joined(torch.ones(1, 32, dtype=torch.float64))
     with pytest.raises(AssertionError, match="contiguous"):

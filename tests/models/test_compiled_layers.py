@@ -11,7 +11,8 @@ from transformers.models.mistral.modeling_mistral import MistralMLP
 
 from posttrain.kernels.operations import compiled_kernels
 from posttrain.models import compiled_layers
-from posttrain.models.compiled_layers import CompiledMLP, CompiledNorm, compile_layers
+from posttrain.models.attention import ATTENTION_NAME, RowsLayout
+from posttrain.models.compiled_layers import CompiledAttention, CompiledMLP, CompiledNorm, compile_layers, rotated
 
 SIZE, INNER = 32, 48
 
@@ -135,3 +136,41 @@ def test_a_whole_model_computes_the_same(family: str, make_model) -> None:  # ty
     assert any("CompiledMLP" in name for name in names)
     model.requires_grad_(False)
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("size", [16, 32])  # of a head: the kernels serve multiples of 32
+def test_attention_computes_the_same(family: str, size: int, make_model) -> None:  # type: ignore[no-untyped-def]
+    changes = {"sliding_window": 3} if family == "mistral" else {}
+    model: PreTrainedModel = make_model(family, head_dim=size, **changes)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)  # biases are 0 at first
+    ids, mask = torch.arange(14).view(2, 7), torch.ones(2, 7, dtype=torch.long)
+    expected = model(input_ids=ids, attention_mask=mask).logits
+    expected.logsumexp(-1).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model.set_attn_implementation(ATTENTION_NAME)
+    compile_layers(model)
+    assert sum(isinstance(module, CompiledAttention) for module in model.modules()) == model.config.num_hidden_layers
+    got = model(input_ids=ids, layout=RowsLayout()).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    got.logsumexp(-1).sum().backward()
+    for of_own, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, of_own, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_with_a_cache_is_transformers_own(make_model) -> None:  # type: ignore[no-untyped-def]
+    model: PreTrainedModel = make_model("llama")
+    ids = torch.arange(6).view(1, 6)
+    expected = model(input_ids=ids).logits
+    compile_layers(model)
+    cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
+    got = model(input_ids=ids[:, 4:], past_key_values=cache).logits
+    torch.testing.assert_close(got, expected[:, 4:], rtol=1e-5, atol=1e-5)
+
+
+def test_one_row_of_angles_turns_a_batch() -> None:
+    states, angles = torch.randn(3, 5, 2, 32), torch.rand(1, 5, 16).repeat(1, 1, 2)
+    whole = rotated(states, *(each.expand(3, -1, -1) for each in (angles.cos(), angles.sin())))
+    torch.testing.assert_close(rotated(states, angles.cos(), angles.sin()), whole, rtol=1e-5, atol=1e-5)
