@@ -45,13 +45,13 @@ def project(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
     Where all are `FusedLoraLinear` with one adapter active, the products that read the input are made once for all:
     x [A1^T A2^T ...], its gradient, and that of the A's.
     """
-    adapters = [_active_adapter(layer) for layer in layers]
-    if len({product_dtype(adapter.base) if adapter else None for adapter in adapters}) > 1 or not adapters[0]:
+    adapters = [adapter for layer in layers if (adapter := _active_adapter(layer)) is not None]
+    dtypes = {product_dtype(adapter.base) for adapter in adapters}
+    if len(adapters) < len(layers) or len(dtypes) > 1:
         return tuple(layer(x) for layer in layers)
-    found = [adapter for adapter in adapters if adapter]
-    weights = [weight for adapter in found for weight in (adapter.lora_a, adapter.lora_b)]
+    weights = [weight for adapter in adapters for weight in (adapter.lora_a, adapter.lora_b)]
     with torch.autocast(x.device.type, enabled=False):
-        products = _LoraProducts.apply(x.to(product_dtype(found[0].base)), found, *weights)
+        products = _LoraProducts.apply(x.to(dtypes.pop()), adapters, *weights)
     return cast(tuple[Tensor, ...], products)
 
 
