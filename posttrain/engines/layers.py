@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from posttrain.engines.products import JoinedLinear, probe_logits, same_logits
 from posttrain.kernels.operations import LANES, Kernels, compiled_kernels
 from posttrain.models.attention import AttentionLayout
+from posttrain.models.compiled_layers import sliding_window
 from posttrain.models.logprobs import compute_dtype
 
 logger = logging.getLogger(__name__)
@@ -142,12 +143,3 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rotated[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
     rotated[..., half:].addcmul_(heads[..., :half], sin[..., half:])
     return rotated
-
-
-def sliding_window(attention: Any) -> int | None:
-    """Return the layer's window, which Qwen keeps in its attention and Mistral in its config."""
-    if hasattr(attention, "sliding_window"):
-        window: int | None = attention.sliding_window
-    else:
-        window = getattr(attention.config, "sliding_window", None)
-    return window

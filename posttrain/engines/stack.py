@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from posttrain.engines.cache import KeyValueCache
-from posttrain.engines.layers import ShortDecoderLayer, head_norms, sliding_window
+from posttrain.engines.layers import ShortDecoderLayer, head_norms
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
 from posttrain.engines.products import AdaptedLinear, CompiledLinear, StoredLinear, probe_ids, probe_logits, same_logits
 from posttrain.kernels.operations import (
@@ -27,6 +27,7 @@ from posttrain.kernels.operations import (
     compiled_kernels,
     decode_step,
 )
+from posttrain.models.compiled_layers import sliding_window
 from posttrain.models.logprobs import compute_dtype
 
 logger = logging.getLogger(__name__)

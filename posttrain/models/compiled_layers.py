@@ -1,9 +1,9 @@
 """RMSNorm, SwiGLU and rotary embeddings of a model by the compiled kernels, forward and backward in one pass each.
 
 Floor 1: for the modules of Llama's, Mistral's and Qwen's form on a CPU with a compiler; names, weights and files stay.
-Linear layers that read the same input compute together, wherever they are.
 Between its products torch makes a dozen passes over a layer's activations, and keeps half of them for the backward
 pass: of a norm float32 copies, of SwiGLU silu(gate) beside gate and up. The kernels keep the inputs alone.
+Linear layers that read the same input compute together (`lora_linear.project`), on every device.
 """
 
 from typing import Any, cast
@@ -106,11 +106,21 @@ class CompiledAttention:
         if hasattr(self, "q_norm"):
             query, key = module.q_norm(query), module.k_norm(key)
         query, key = (rotated(states, *position_embeddings).transpose(1, 2) for states in (query, key))
-        window = vars(self).get("sliding_window", getattr(self.config, "sliding_window", None))  # Qwen's is the layer's
+        value, window = value.transpose(1, 2), sliding_window(module)
         attended, _ = attention_forward(
-            module, query, key, value.transpose(1, 2), None, scaling=self.scaling, sliding_window=window, **kwargs
+            module, query, key, value, None, scaling=self.scaling, sliding_window=window, **kwargs
         )
         return self.o_proj(attended.flatten(2)), None
+
+
+def sliding_window(attention: Any) -> int | None:
+    """Return the layer's window: Qwen keeps it in its attention, Mistral in its config, and Llama has none.
+
+    A Llama's config may have the key nevertheless.
+    """
+    of_config = attention.config.sliding_window if isinstance(attention, MistralAttention) else None
+    window: int | None = getattr(attention, "sliding_window", of_config)
+    return window
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -118,7 +128,8 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Rotary embeddings (Su et al. 2021, arXiv 2104.09864), of the halves of a head as transformers has them.
     """
-    kernels = _kernels(states, cos) if states.shape[-1] % COLUMNS == 0 and cos.shape[0] == states.shape[0] else None
+    cos, sin = (angles.expand(len(states), -1, -1) for angles in (cos, sin))  # one row of them may serve all
+    kernels = _kernels(states, cos) if states.shape[-1] % COLUMNS == 0 else None
     if kernels is not None:
         return cast(Tensor, _Rotation.apply(states.contiguous(), cos.contiguous(), sin.contiguous(), kernels))
     half = states.shape[-1] // 2
