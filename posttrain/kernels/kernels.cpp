@@ -42,44 +42,28 @@ constexpr int kChunk = 32;            // rows computed against a block at a time
 constexpr int kMostRows = kSums < 8 ? kSums : 8;  // whose sums fill the registers, of one panel or of both
 
 // What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
-// 16 outputs and that of the next 16; null where there are no more.
+// 16 outputs and that of the next 16; null where there are no more. `cold`: the panels are not in a cache yet.
 template <class T, class W = T>
 struct Factors {
   const T* x;
   int64_t step, in;
   const W *panel, *next;
+  bool cold = false;
 };
 
-// What a product asks memory for while it computes. A product of one row waits for its panels, one of many has them long
-// before it is done: in between, where both take as long, the panels after its own can come while it computes. Each of
-// the calls that make it up asks for a share of them, spread over its iterations.
-struct Nothing {
-  Nothing share(int) const { return {}; }
-  void ask(int64_t) const {}
-};
-
-struct Share {
-  const char* at;
-  int64_t step;  // bytes
-
-  void ask(int64_t iteration) const { __builtin_prefetch(at + iteration * step, 0, 2); }
-};
-
-struct NextPanels {
-  const char* at;  // what no call has asked for yet
-  int64_t iterations, rows;
-
-  template <class T, class W>
-  NextPanels(const Factors<T, W>& of, int rows)
-      : at(reinterpret_cast<const char*>(of.panel + 2 * of.in * kLanes)), iterations(of.in * sizeof(W) / 4), rows(rows) {}
-
-  // That of a call of so many rows, counted for each of its panels, of which an iteration reads 64 bytes.
-  Share share(int rows_of_panels) {
-    const Share share{at, 64 * rows_of_panels / rows};
-    at += iterations * share.step;
-    return share;
+// Asks for lines of 64 bytes of weights 2 KB after those of input k, past the end of those of the panels after these: the
+// CPU itself looks ahead within a page, and decoding waits for memory more than it computes. Always inline: a call whose
+// one effect is this, GCC takes for one without effect.
+template <int panels, int lines, class T, class W>
+[[gnu::always_inline]] inline void ask_ahead(const Factors<T, W>& of, int64_t k) {
+  constexpr int64_t line = 64 / sizeof(W), ahead = 32 * line / kLanes;
+  const int64_t later = (k + ahead < of.in ? k + ahead : k + ahead + of.in) * kLanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < lines; ++i) {
+    __builtin_prefetch(of.panel + later + i * line);
+    if constexpr (panels == 2) __builtin_prefetch(of.next + later + i * line);
   }
-};
+}
 
 // totals[m] += x[m * step] * weights.
 template <int num, int panels, class T>
@@ -102,11 +86,11 @@ inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t 
 
 // block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
 // lie between the starts of two rows of block.
-template <int num, int panels, class Ahead>
-void multiply_rows(const Factors<float, float>& of, const Ahead& ahead, float* block, int64_t width) {
+template <int num, int panels>
+void multiply_rows(const Factors<float, float>& of, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; ++k) {
-    ahead.ask(k);
+    if (of.cold) ask_ahead<panels, 1>(of, k);
     Vec weights[panels];
     weights[0] = load(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load(of.next + k * kLanes);
@@ -115,11 +99,11 @@ void multiply_rows(const Factors<float, float>& of, const Ahead& ahead, float* b
   store_block(totals, block, width);
 }
 
-template <int num, int panels, class T, class Ahead>
-void multiply_rows(const Factors<T, BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
+template <int num, int panels, class T>
+void multiply_rows(const Factors<T, BFloat16>& of, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; k += 2) {
-    ahead.ask(k / 2);
+    if (of.cold) ask_ahead<panels, 1>(of, k);
     Vec weights[panels];  // of the first of two inputs, then of the second: those of both fit no registers of AVX2
     weights[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
@@ -132,11 +116,11 @@ void multiply_rows(const Factors<T, BFloat16>& of, const Ahead& ahead, float* bl
 }
 
 #if defined(__AVX512BF16__)
-template <int num, int panels, class Ahead>
-void multiply_rows(const Factors<BFloat16, BFloat16>& of, const Ahead& ahead, float* block, int64_t width) {
+template <int num, int panels>
+void multiply_rows(const Factors<BFloat16, BFloat16>& of, float* block, int64_t width) {
   Vec totals[num][panels] = {};
   for (int64_t k = 0; k < of.in; k += 2) {
-    ahead.ask(k / 2);
+    if (of.cold) ask_ahead<panels, 1>(of, k);
     __m512bh weights[panels];
     weights[0] = load_pairs(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load_pairs(of.next + k * kLanes);
@@ -154,35 +138,35 @@ void multiply_rows(const Factors<BFloat16, BFloat16>& of, const Ahead& ahead, fl
 #endif
 
 // Both panels, one after the other where the sums of both do not fit the registers.
-template <int num, class T, class W, class Ahead>
-void multiply_rows(const Factors<T, W>& of, Ahead& ahead, float* block, int64_t width) {
+template <int num, class T, class W>
+void multiply_rows(const Factors<T, W>& of, float* block, int64_t width) {
   if (!of.next) {
-    multiply_rows<num, 1>(of, ahead.share(num), block, width);
+    multiply_rows<num, 1>(of, block, width);
   } else if constexpr (2 * num <= kSums) {
-    multiply_rows<num, 2>(of, ahead.share(2 * num), block, width);
+    multiply_rows<num, 2>(of, block, width);
   } else {
-    multiply_rows<num, 1>(of, ahead.share(num), block, width);
-    multiply_rows<num, 1>(Factors<T, W>{of.x, of.step, of.in, of.next, of.next}, ahead.share(num), block + kLanes, width);
+    multiply_rows<num, 1>(of, block, width);
+    multiply_rows<num, 1>(Factors<T, W>{of.x, of.step, of.in, of.next, of.next, of.cold}, block + kLanes, width);
   }
 }
 
 // The same for up to 32 rows.
-template <class T, class W, class Ahead>
-void multiply_vectors(const Factors<T, W>& of, int rows, Ahead ahead, float* block, int64_t width) {
+template <class T, class W>
+void multiply_vectors(const Factors<T, W>& of, int rows, float* block, int64_t width) {
   for (int row = 0; row < rows;) {
-    const Factors<T, W> from{of.x + row * of.step, of.step, of.in, of.panel, of.next};
+    const Factors<T, W> from{of.x + row * of.step, of.step, of.in, of.panel, of.next, of.cold && row == 0};
     float* to = block + row * width;
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
-      multiply_rows<8>(from, ahead, to, width), row += 8;
+      multiply_rows<8>(from, to, width), row += 8;
     } else if (left >= 6 && kMostRows >= 6 && kMostRows < 8) {
-      multiply_rows<6>(from, ahead, to, width), row += 6;
+      multiply_rows<6>(from, to, width), row += 6;
     } else if (left >= 4 && kMostRows >= 4) {
-      multiply_rows<4>(from, ahead, to, width), row += 4;
+      multiply_rows<4>(from, to, width), row += 4;
     } else if (left >= 2) {
-      multiply_rows<2>(from, ahead, to, width), row += 2;
+      multiply_rows<2>(from, to, width), row += 2;
     } else {
-      multiply_rows<1>(from, ahead, to, width), row += 1;
+      multiply_rows<1>(from, to, width), row += 1;
     }
   }
 }
@@ -212,32 +196,26 @@ struct Tiles {
 };
 
 void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
-  const auto& [x, step, in, panel, next] = of;
+  const auto& [x, step, in, panel, next, cold] = of;
   const BFloat16* lower = x + 16 * step;
   asm volatile("" : : : "memory");
   _tile_zero(0);
   _tile_zero(1);
-  if (rows <= 16) {
-    for (int64_t k = 0; k < in; k += 32) {
-      _tile_loadd(4, x + k, step * 2);
-      _tile_loadd(6, panel + k * kLanes, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, next + k * kLanes, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-  } else {
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < in; k += 32) {
-      _tile_loadd(4, x + k, step * 2);
-      _tile_loadd(6, panel + k * kLanes, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, next + k * kLanes, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, lower + k, step * 2);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < in; k += 32) {
+    if (cold) ask_ahead<2, 16>(of, k);
+    _tile_loadd(4, x + k, step * 2);
+    _tile_loadd(6, panel + k * kLanes, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, next + k * kLanes, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if (rows <= 16) continue;
+    _tile_loadd(5, lower + k, step * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  if (rows > 16) {
     _tile_stored(2, block + 16 * width, width * 4);
     _tile_stored(3, block + 16 * width + kLanes, width * 4);
   }
@@ -264,10 +242,8 @@ template <class T, class W>
 inline void multiply(const Factors<T, W>& of, int rows, float* block, int64_t width, bool tiled) {
   if (tiled) {
     multiply_tiles(of, rows, block, width);
-  } else if (rows > 3 && rows < (std::is_same_v<T, W> ? kChunk : 9)) {  // as measured on a CPU with AVX2
-    multiply_vectors(of, rows, NextPanels(of, rows), block, width);
   } else {
-    multiply_vectors(of, rows, Nothing(), block, width);
+    multiply_vectors(of, rows, block, width);
   }
 }
 
@@ -286,7 +262,7 @@ void linear_of(const T* x, int64_t rows, const Linear<T>& layer, const T* other,
       const int num = int(std::min<int64_t>(kChunk, rows - first));
       const bool single = width <= kLanes && !tiled;
       const Factors<T, W> factors{x + first * layer.in, layer.in, layer.in, panel,
-                                  single ? nullptr : panel + layer.in * kLanes};
+                                  single ? nullptr : panel + layer.in * kLanes, first == 0};
       multiply(factors, num, block, kColumns, tiled);
       for (int m = 0; m < num; ++m) {
         const int64_t start = (first + m) * layer.out + column;
