@@ -69,7 +69,7 @@ def gradients(model: PreTrainedModel, logprobs: Tensor) -> list[Tensor]:
 
 
 def assert_same(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
-    """Assert equality within 1e-5 of each tensor's largest entry, and 1e-6 of all: where one key is seen, some are 0."""
+    """Assert equality within 1e-5 of each tensor's largest entry, and 1e-6 of all: with one key seen some are 0."""
     largest = max(float(gradient.abs().max()) for gradient in expected[1])
     for one, other in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max() + 1e-6 * largest
