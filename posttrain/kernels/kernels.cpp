@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512BF16__) || defined(__AMX_BF16__)
@@ -51,7 +50,7 @@ struct Factors {
   bool cold = false;
 };
 
-// Asks for lines of 64 bytes of weights 2 KB after those of input k, past the end of those of the panels after these: the
+// Asks for lines of 64 bytes of weights 2 KB after those of input k, past the end for those of the panels after these: the
 // CPU itself looks ahead within a page, and decoding waits for memory more than it computes. Always inline: a call whose
 // one effect is this, GCC takes for one without effect.
 template <int panels, int lines, class T, class W>
