@@ -12,6 +12,7 @@ class KeyValueCache:
     """Keys and values `(slots, Hkv, length, D)` of every layer; live slots are the first ones."""
 
     def __init__(self) -> None:
+        self.allocation = object()  # another one whenever a layer's tensors are others
         self._slots = 0
         self._length = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -25,6 +26,7 @@ class KeyValueCache:
         self._layers = {
             layer: (self._grown(keys), self._grown(values)) for layer, (keys, values) in self._layers.items()
         }
+        self.allocation = object()
 
     def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write `(N, Hkv, D)` keys and values at `slots` and `positions`, both `(N,)`."""
@@ -35,6 +37,7 @@ class KeyValueCache:
         """Return all slots of a layer; if it has none yet, empty ones for heads like these, `(N, Hkv, ..., D)`."""
         if layer not in self._layers:
             self._layers[layer] = self._empty(keys), self._empty(values)
+            self.allocation = object()
         return self._layers[layer]
 
     @property

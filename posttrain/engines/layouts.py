@@ -3,6 +3,7 @@
 Floor 2: the two layouts that the native engine passes to `model(..., layout=layout)`; see `models/attention.py`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -93,11 +94,14 @@ class DecodeLayout:
         """Take the position `(B,)` of each row's new token among its own tokens; the caches have room for it."""
         self.prompts, self.completions, self._grouping = prompts, completions, grouping
         self._own_positions = own_positions
-        self._rows = torch.arange(len(own_positions), device=own_positions.device)
         self.positions = grouping.prompt_lengths + own_positions  # (B,)
         self.rows = DecodeRows(grouping.order, grouping.prompt_of_row, grouping.prompt_lengths, own_positions)
         self._biases: dict[int | None, Tensor] = {}  # by window
         self._scores = torch.empty(0)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor:
+        return torch.arange(len(self._own_positions), device=self._own_positions.device)
 
     def attend(
         self,

@@ -43,20 +43,36 @@ class LayerStack:
         self._kernels, self._model, self._body = kernels, model, body
         layers = [_layer(layer, kernels) for layer in body.layers]
         self._layers = (Layer * len(layers))(*layers)
+        self._allocations: tuple[object, object] | None = None  # of the caches that the layers point to
+        self._angles: tuple[Tensor, Tensor] | None = None  # cosines and sines of all positions in them, (N, D)
 
     def logits(self, ids: Tensor, layout: DecodeLayout) -> Tensor:
         """Return the logits `(B, V)` after one more token `(B,)` of each row, and write its keys and values."""
         hidden = self._body.embed_tokens(ids)  # (B, E)
-        cos, sin = self._body.rotary_emb(hidden, layout.positions[None])
-        for index, layer in enumerate(self._layers):
-            prompts = layout.prompts.whole(index)
-            layer.attention.use(prompts, layout.completions.open(index, *prompts))
-        step = decode_step(layout.rows, (cos[0], sin[0]), layout.prompts.length, layout.completions.length)
-        self._kernels.decode_layers(step, self._layers, hidden)
-        head: Any = self._model.get_output_embeddings()
-        norm = self._body.norm
-        logits: Tensor = head(self._kernels.rms_norm(hidden, norm.weight, norm.variance_epsilon))
+        if (layout.prompts.allocation, layout.completions.allocation) != self._allocations:
+            self._point_to(layout.prompts, layout.completions, hidden)
+        if self._angles is None:
+            cos, sin = self._angles_at(layout.positions, hidden)
+        else:
+            cos, sin = (angles.index_select(0, layout.positions) for angles in self._angles)
+        step = decode_step(layout.rows, (cos, sin), layout.prompts.length, layout.completions.length)
+        norm, head = self._body.norm, self._model.get_output_embeddings()
+        self._kernels.decode_layers(step, self._layers, norm.weight, norm.variance_epsilon, hidden)
+        logits: Tensor = head(hidden)
         return logits
+
+    def _point_to(self, prompts: KeyValueCache, completions: KeyValueCache, hidden: Tensor) -> None:
+        for index, layer in enumerate(self._layers):
+            of_prompts = prompts.whole(index)
+            layer.attention.use(of_prompts, completions.open(index, *of_prompts))
+        self._allocations = prompts.allocation, completions.allocation
+        if not _angles_change(self._body.rotary_emb):
+            positions = torch.arange(prompts.length + completions.length, device=hidden.device)
+            self._angles = self._angles_at(positions, hidden)
+
+    def _angles_at(self, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._body.rotary_emb(hidden, positions[None])
+        return cos[0], sin[0]
 
 
 def stack_agrees(model: PreTrainedModel) -> bool:
@@ -84,6 +100,11 @@ def decoded_logits(model: PreTrainedModel) -> Tensor:
     grouping = Grouping([0], [len(prompt)], device)
     decode = DecodeLayout(prompts, completions, grouping, torch.tensor([0], device=device))
     return LayerStack(model).logits(torch.tensor([last], device=device), decode)[0].float()
+
+
+def _angles_change(rotary: Any) -> bool:
+    """Say whether a position's angles depend on the longest one (transformers' `dynamic_rope_update`)."""
+    return "dynamic" in rotary.rope_type or rotary.rope_type == "longrope"
 
 
 def _is_served(layer: Any) -> bool:

@@ -640,6 +640,22 @@ void pack_weight(const From* weight, int64_t outputs, int64_t in, const float* o
   }
 }
 
+// The rows `ids` of a packed weight, out (rows, in), within a parallel region whose threads call it together.
+template <class W, class T>
+void packed_rows(const Linear<T>& layer, const int64_t* ids, int64_t rows, T* out) {
+  constexpr int pair = sizeof(W) == 2 ? 2 : 1;  // inputs of an output that lie side by side
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t panel = ids[row] / kLanes * kLanes, lane = ids[row] % kLanes;
+    const W* from = static_cast<const W*>(layer.weight) + panel * layer.in + lane * pair;
+    for (int64_t first = 0; first < layer.in; first += kLanes) {
+      float inputs[kLanes];
+      for (int i = 0; i < kLanes; ++i) inputs[i] = to_float(from[(first + i / pair * pair) * kLanes + i % pair]);
+      store(out + row * layer.in + first, load(inputs));
+    }
+  }
+}
+
 // A linear layer with an adapter beside it: inner has no weight where there is none.
 template <class T>
 struct Adapted {
@@ -669,9 +685,10 @@ struct Layer {
   }
 };
 
-// hidden (rows, in) through all layers, in place.
+// hidden (rows, in) through all layers and the norm behind them, in place.
 template <class T>
-void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_layers, T* hidden) {
+void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_layers, const T* norm, float epsilon,
+                   T* hidden) {
   const int64_t rows = step.rows, room = (rows + kChunk - 1) / kChunk * kChunk, size = layers[0].states.frozen.in;
   const int64_t inner_size = layers[0].gate_up.frozen.out / 2;
   int64_t between_size = 0;
@@ -681,15 +698,18 @@ void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_laye
       attended(room * layers[0].output.frozen.in), gate_up(room * 2 * inner_size), activated(room * inner_size),
       between(room * between_size);
 #pragma omp parallel
-  for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
-    norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
-    adapted<T>(normed.data(), rows, layer->states, nullptr, states.data(), between);
-    attend(step, layer->attention, states.data(), attended.data());
-    adapted<T>(attended.data(), rows, layer->output, hidden, hidden, between);
-    norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
-    adapted<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), between);
-    activate_rows(gate_up.data(), gate_up.data() + inner_size, activated.data(), rows, inner_size, 2 * inner_size);
-    adapted<T>(activated.data(), rows, layer->down, hidden, hidden, between);
+  {
+    for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
+      norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
+      adapted<T>(normed.data(), rows, layer->states, nullptr, states.data(), between);
+      attend(step, layer->attention, states.data(), attended.data());
+      adapted<T>(attended.data(), rows, layer->output, hidden, hidden, between);
+      norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
+      adapted<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), between);
+      activate_rows(gate_up.data(), gate_up.data() + inner_size, activated.data(), rows, inner_size, 2 * inner_size);
+      adapted<T>(activated.data(), rows, layer->down, hidden, hidden, between);
+    }
+    norm_rows(hidden, norm, hidden, rows, size, epsilon);
   }
 }
 
@@ -803,6 +823,15 @@ POSTTRAIN_EXPORT_PACK(BFloat16, float, pack_bfloat16_float32)
 POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
 
 #define POSTTRAIN_EXPORT(T, name)                                                                                      \
+  extern "C" void packed_rows_##name(const Linear<T>* layer, const int64_t* ids, int64_t rows, T* out) {               \
+    _Pragma("omp parallel") {                                                                                          \
+      if (layer->narrow) {                                                                                             \
+        packed_rows<BFloat16>(*layer, ids, rows, out);                                                                 \
+      } else {                                                                                                         \
+        packed_rows<T>(*layer, ids, rows, out);                                                                        \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
   extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {            \
     const int64_t whole = rows / kChunk * kChunk;                                                                      \
     std::vector<T> rest(kChunk * layer->in);                                                                           \
@@ -814,8 +843,9 @@ POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
                   out + whole * layer->out);                                                                           \
     }                                                                                                                  \
   }                                                                                                                    \
-  extern "C" void decode_layers_##name(const Step<T>* step, const Layer<T>* layers, int64_t num_layers, T* hidden) {   \
-    decode_layers(*step, layers, num_layers, hidden);                                                                  \
+  extern "C" void decode_layers_##name(const Step<T>* step, const Layer<T>* layers, int64_t num_layers, const T* norm, \
+                                       float epsilon, T* hidden) {                                                     \
+    decode_layers(*step, layers, num_layers, norm, epsilon, hidden);                                                   \
   }                                                                                                                    \
   extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
     _Pragma("omp parallel") attend(*step, *layer, states, out);                                                        \

@@ -139,8 +139,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         functions: dict[str, list[Any]] = {
+            "packed_rows": [POINTER(PackedLinear), c_void_p, c_int64, c_void_p],
             "linear": [c_void_p, c_int64, POINTER(PackedLinear), c_void_p, c_void_p],
-            "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p],
+            "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p, c_float, c_void_p],
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
             "attend_trees": [POINTER(Trees)] + [c_void_p] * 5,
             "attend_trees_backward": [POINTER(Trees)] + [c_void_p] * 10,
@@ -285,9 +286,10 @@ class Kernels:
 
     def packed_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
         """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""
-        panels = packed.tensors[0]
-        assert panels is not None
-        return panels[ids // LANES, :, ids % LANES].flatten(1).to(self.dtype).contiguous()
+        ids = ids.contiguous()
+        out = torch.empty(len(ids), packed.inputs, dtype=self.dtype)
+        self._call["packed_rows"](byref(packed), ids.data_ptr(), len(ids), self.at(out))
+        return out
 
     def linear(self, x: Tensor, layer: PackedLinear, other: Tensor | None = None) -> Tensor:
         """Return `x @ weight.T + bias + other`: `(..., K)` to `(..., N)`, and `other` has the result's shape."""
@@ -341,9 +343,11 @@ class Kernels:
         self._call["attend_trees_backward"](byref(trees), *addresses, parts.data_ptr())
         return query, key, value
 
-    def decode_layers(self, step: Step, layers: "ctypes.Array[Layer]", hidden: Tensor) -> None:
-        """Compute the hidden states `(B, E)` after all layers, in place."""
-        self._call["decode_layers"](byref(step), layers, len(layers), self.at(hidden))
+    def decode_layers(
+        self, step: Step, layers: "ctypes.Array[Layer]", norm: Tensor, epsilon: float, hidden: Tensor
+    ) -> None:
+        """Compute the hidden states `(B, E)` after all layers and the `rms_norm` behind them, in place."""
+        self._call["decode_layers"](byref(step), layers, len(layers), self.at(norm), epsilon, self.at(hidden))
 
     def at(self, tensor: Tensor) -> int:
         """Return the address of a contiguous tensor of the kernels' dtype."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -62,10 +63,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-def joined_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a tiny model with joined linear layers, whose norms and biases are not those of a fresh one."""
+def joined_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    """Return a tiny model with joined linear layers, whose norms and biases are not those of a fresh one.
+
+    `changes` are those of its config.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=ATTENTION_NAME, dtype=dtype).eval()
+    config = FAMILIES[family]()
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME, dtype=dtype).eval()
     for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 would hide that they are left out
         if parameter.ndim == 1:
             parameter.data.uniform_(0.5, 1.5) if "norm" in name else parameter.data.normal_()

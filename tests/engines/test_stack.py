@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from posttrain.engines import products, stack
+from posttrain.engines import cache, products, stack
 from posttrain.engines.cache import KeyValueCache
 from posttrain.engines.layers import shorten_layers
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
@@ -39,7 +39,6 @@ def decoded(model: PreTrainedModel, step: Callable[[Tensor, DecodeLayout], Tenso
     prompts, completions = KeyValueCache(), KeyValueCache()
     lengths = [len(prompt) for prompt in PROMPTS]
     prompts.reserve(len(PROMPTS), max(lengths))
-    completions.reserve(len(ROWS), max(map(len, ROWS)))
     layout = PrefillLayout(prompts, lengths, range(len(PROMPTS)), device)
     ids = torch.tensor([[token for prompt in PROMPTS for token in prompt]])
     with torch.no_grad():
@@ -50,6 +49,7 @@ def decoded(model: PreTrainedModel, step: Callable[[Tensor, DecodeLayout], Tenso
             places = torch.tensor(
                 [min(position, len(row) - 1) for row in ROWS]
             )  # those that are done repeat themselves
+            completions.reserve(len(ROWS), position + 1)
             tokens = torch.tensor([row[place] for row, place in zip(ROWS, places.tolist(), strict=True)])
             results = step(tokens, DecodeLayout(prompts, completions, grouping, places))
     return results
@@ -78,6 +78,22 @@ def test_bfloat16_differs_by_rounding_only(family: str) -> None:
     model = short_model(family, torch.bfloat16)
     own = (decoded(model, by_the_model(model)) - exact).norm()
     assert (decoded(model, LayerStack(model).logits) - exact).norm() < 1.5 * own
+
+
+def test_it_follows_caches_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 3)
+    model = short_model("llama")
+    actual, expected = decoded(model, LayerStack(model).logits), decoded(model, by_the_model(model))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_angles_that_depend_on_the_longest_position() -> None:
+    rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    models = [joined_model("llama", rope_parameters=rope_parameters, max_position_embeddings=6) for _ in range(2)]
+    for model in models:  # two of them, for one remembers how far its angles have come
+        shorten_layers(model)
+    actual, expected = decoded(models[0], LayerStack(models[0]).logits), decoded(models[1], by_the_model(models[1]))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", OTHERS)
