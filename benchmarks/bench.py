@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from benchmarks.check import compare
+from benchmarks.machine import SquareProduct
 from benchmarks.pairs import Pair, Side, Worker, run_alone, run_pair
 from benchmarks.peer_settings import PeerSettings, find_fastest, peer_dtypes
 from benchmarks.results import Results
@@ -107,10 +109,9 @@ class Bench:
             repeats=self._repeats or workload.repeats,
             warmup=1 if workload.kind in ("grpo", "generate") else 0,
             threads=self._threads,
+            product=SquareProduct(*self._results.machine["peak_product"]),
         )
-        machine = self._results.machine
-        flops_peak = max(machine["bfloat16_flops"], machine["float32_flops"])
-        return row_of(workload, peer, pair, prepared.lengths, flops_peak)
+        return row_of(workload, peer, pair, prepared.lengths)
 
     def task(self, side: str, workload: Workload, peer: PeerSettings) -> Task:
         """Return one side's task with the files that it reads."""
@@ -144,13 +145,15 @@ class Bench:
         )
 
 
-def row_of(workload: Workload, peer: PeerSettings, pair: Pair, lengths: Lengths, flops_peak: float) -> dict[str, Any]:
+def row_of(workload: Workload, peer: PeerSettings, pair: Pair, lengths: Lengths) -> dict[str, Any]:
     """Return the row of a measured pair."""
     sides = {"ours": pair.ours, "peer": pair.peer}
     shares = {}
     for name, side in sides.items():
         drawn = side.steps[-1].get("tokens") or lengths.completion
-        shares[name] = round(useful_flops(workload, lengths._replace(completion=drawn)) / side.median / flops_peak, 4)
+        flops = useful_flops(workload, lengths._replace(completion=drawn))
+        steps = zip(side.seconds, side.peaks, strict=True)
+        shares[name] = round(median(flops / (seconds * peak) for seconds, peak in steps), 4)
     return {
         "shape": workload.shape,
         "workload": workload.name,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -38,16 +38,26 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def matrix_peak(dtype: torch.dtype) -> float:
-    """Return the operations a second of the fastest square matrix product, over several sizes."""
-    best = 0.0
-    for size in SIZES:
-        a, b = torch.randn(2, size, size).to(dtype).unbind()
-        seconds = _fastest(lambda a=a, b=b: a @ b)  # type: ignore[misc]
-        best = max(best, 2 * size**3 / seconds)
-        if seconds > LONGEST_SECONDS:
+class SquareProduct(NamedTuple):
+    """A product of two square matrices, by which the machine's matrix peak is measured."""
+
+    dtype: str
+    size: int
+
+    def flops(self) -> float:
+        """Return its operations a second just now."""
+        a, b = torch.randn(2, self.size, self.size).to(getattr(torch, self.dtype)).unbind()
+        return 2 * self.size**3 / _fastest(lambda: a @ b)
+
+
+def matrix_peak(dtype: str) -> tuple[float, SquareProduct]:
+    """Return the operations a second of the fastest of products of several sizes, and which one it is."""
+    peaks: list[tuple[float, SquareProduct]] = []
+    for product in (SquareProduct(dtype, size) for size in SIZES):
+        peaks.append((product.flops(), product))
+        if 2 * product.size**3 / peaks[-1][0] > LONGEST_SECONDS:
             break
-    return best
+    return max(peaks, key=lambda peak: peak[0])
 
 
 def bandwidth() -> float:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import psutil
 
 from benchmarks.check import compare
+from benchmarks.machine import SquareProduct
 from benchmarks.worker import Task
 
 
@@ -22,9 +23,10 @@ class WorkerError(Exception):
 
 @dataclass(slots=True)
 class Side:
-    """What one side gave: counted steps, and its peak memory."""
+    """What one side gave: counted steps, what the machine could do beside each of them, and its peak memory."""
 
     seconds: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)  # operations a second of a square product after each counted step
     peak_bytes: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)  # all of them, the uncounted ones too
 
@@ -39,6 +41,7 @@ class Side:
         return {
             "seconds": round(self.median, 4),
             "all_seconds": [round(value, 4) for value in self.seconds],
+            "matrix_peaks": [round(value) for value in self.peaks],
             "peak_bytes": self.peak_bytes,
             "phases": last.get("phases") or {},
             "tokens": last.get("tokens"),
@@ -124,8 +127,8 @@ class Pair:
     idle_share: float  # largest processor time of the waiting side over the seconds of the other's step
 
 
-def run_pair(ours: Task, peer: Task, *, repeats: int, warmup: int, threads: int) -> Pair:
-    """Run both sides in turn: a step that is compared, `warmup` steps, and `repeats` counted ones.
+def run_pair(ours: Task, peer: Task, *, repeats: int, warmup: int, threads: int, product: SquareProduct) -> Pair:
+    """Run both sides in turn: a step that is compared, `warmup` steps, and `repeats` counted ones with a product each.
 
     Raises DisagreementError when the sides do not compute the same thing, WorkerError when one of them fails.
     """
@@ -143,6 +146,7 @@ def run_pair(ours: Task, peer: Task, *, repeats: int, warmup: int, threads: int)
                 if index > warmup:
                     sides[name].seconds.append(report["seconds"])
                     idle = max(idle, (other.cpu_seconds() - before) / report["seconds"])
+                    sides[name].peaks.append(product.flops())
             if index == 0:
                 differences = compare(sides["ours"].steps[0], sides["peer"].steps[0], ours.workload)
         for name, worker in workers.items():

@@ -10,8 +10,9 @@ Row = Mapping[str, Any]
 NOTES = (
     "Seconds are medians of the counted steps, taken in turn, with half their range over the median. Memory is the "
     "peak of each side's own process. Peak share: the useful matrix work of a step (each distinct token once, nothing "
-    "computed twice) over seconds and the matrix peak, of bfloat16 or of float32 where that is faster. Apart is the "
-    "larger relative difference of loss and gradient norm in a step on the same tokens."
+    "computed twice) over seconds and the matrix peak, of bfloat16 or of float32 where that is faster, measured after "
+    "each step; the median. Apart is the larger relative difference of loss and gradient norm in a step on the same "
+    "tokens."
 )
 HEADER = ("work", "TRL", "ours", "times faster", "TRL's memory", "ours", "share", "TRL's peak share", "ours", "apart")
 

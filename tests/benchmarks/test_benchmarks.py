@@ -4,15 +4,16 @@ import copy
 import json
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.bench import useful_flops
+from benchmarks import machine
+from benchmarks.bench import row_of, useful_flops
 from benchmarks.check import DisagreementError, compare
-from benchmarks.pairs import Side, Worker, WorkerError, spread
+from benchmarks.pairs import Pair, Side, Worker, WorkerError, spread
 from benchmarks.peer_settings import PEER_DTYPES, PeerSettings, find_fastest, peer_dtypes
 from benchmarks.results import Results
 from benchmarks.shapes import SHAPES, SPARE_IDS, make_tokenizer
@@ -167,6 +168,24 @@ def test_bars_are_met_or_missed():
     assert missed == [False] * 4
 
 
+def test_a_share_of_the_peak_is_of_the_peak_beside_its_step():
+    workload, lengths = replace(GRPO, kind="sft"), Lengths(prompt=100, completion=50)
+    flops = useful_flops(workload, lengths)
+    steps = {"steps": [{"loss": 1.0, "grad_norm": 1.0}]}
+    # The machine was twice as fast in the second step, and so were we; TRL was not.
+    ours = Side(seconds=[2.0, 1.0, 2.0], peaks=[flops, 2 * flops, flops], **steps)
+    peer = Side(seconds=[4.0, 4.0, 4.0], peaks=[flops, 2 * flops, 2 * flops], **steps)
+    measured = row_of(workload, PeerSettings(), Pair(ours, peer, {}, 0.0), lengths)
+    assert measured["peak_share"] == {"ours": 0.5, "peer": 0.125}
+
+
+def test_the_matrix_peak_is_that_of_one_of_its_products(monkeypatch):
+    monkeypatch.setattr(machine, "SIZES", (16, 32))
+    flops, product = machine.matrix_peak("float32")
+    assert flops > 0
+    assert product in {machine.SquareProduct("float32", size) for size in (16, 32)}
+
+
 def test_skew_is_judged_by_the_time_of_a_token():
     even = row(side(2.0, tokens=100), side(9.0), workload="generate")
     skewed = row(side(2.4, tokens=100), side(9.0), Bars(skew=1.3), workload="generate, skewed")
@@ -183,11 +202,11 @@ def test_growth_is_from_the_smallest_size_to_the_largest():
 
 
 def test_new_rows_replace_their_own_and_keep_the_others(tmp_path):
-    machine = {"processor": "P", "threads": 2, "memory_gb": 8.0, "python": "3.11", "versions": {"torch": "2"}}
+    described = {"processor": "P", "threads": 2, "memory_gb": 8.0, "python": "3.11", "versions": {"torch": "2"}}
     peaks = {"bfloat16_flops": 9e11, "float32_flops": 2e11, "bandwidth": 2e10}
     for name, seconds in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         results = Results(tmp_path)
-        results.put_machine(machine | peaks)
+        results.put_machine(described | peaks)
         results.put("rows", name, row(side(seconds), side(6.0), Bars(speedup=5), workload=name))
     stored = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {name: stored[name]["ours"]["seconds"] for name in stored} == {"a": 3.0, "b": 2.0}
