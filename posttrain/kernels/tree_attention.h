@@ -30,18 +30,19 @@ void gather(const T* from, int64_t step, int64_t count, int64_t size, T* to) {
   std::memset(static_cast<void*>(to + count * size), 0, (whole(count) - count) * size * sizeof(T));
 }
 
-// Rows (count, size) as panels of which rows are the outputs: 16 rows each, `size` inputs.
-inline void pack_outputs(const float* rows, int64_t count, int64_t size, float* panels) {
-  for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes)
-    for (int64_t i = 0; i < size; ++i)
-      for (int lane = 0; lane < kLanes; ++lane) panels[i * kLanes + lane] = rows[(first + lane) * size + i];
-}
-
-inline void pack_outputs(const BFloat16* rows, int64_t count, int64_t size, BFloat16* panels) {
-  for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes)
-    for (int64_t i = 0; i < size; i += 2)
+// Rows (count, size) as panels of which rows are the outputs: 16 rows each, `size` inputs, of which floats or pairs of
+// bfloat16 stay together.
+template <class T>
+void pack_outputs(const T* rows, int64_t count, int64_t size, T* panels) {
+  constexpr int64_t together = sizeof(float) / sizeof(T);
+  const int64_t width = size / together, squares = width / kNative * kNative;
+  for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes) {
+    const T* from = rows + first * size;
+    transpose(reinterpret_cast<const float*>(from), width, kLanes, squares, reinterpret_cast<float*>(panels), kLanes);
+    for (int64_t i = squares; i < width; ++i)
       for (int lane = 0; lane < kLanes; ++lane)
-        std::memcpy(panels + (i / 2 * kLanes + lane) * 2, rows + (first + lane) * size + i, 2 * sizeof(BFloat16));
+        std::memcpy(panels + (i * kLanes + lane) * together, from + lane * size + i * together, sizeof(float));
+  }
 }
 
 // Rows (count, size) as panels of which rows are the inputs: 16 of their `size` columns each; `room` inputs of a panel.
@@ -195,8 +196,7 @@ struct HeadBackward {
     gather(given.k + of.key_at(span.start), of.key_step(), span.length, size, keys.data() + own * size);
     gather(given.v + of.key_at(span.start), of.key_step(), span.length, size, values.data() + own * size);
     const int64_t end = own + whole(span.length);
-    for (int64_t key = own; key < end; ++key)
-      for (int64_t i = 0; i < size; ++i) keys_by_column[i * room + key] = keys[key * size + i];
+    transpose(keys.data() + own * size, size, end - own, size, keys_by_column.data() + own, room);
     for (auto* sums : {&grad_keys, &grad_values}) std::fill(sums->begin() + own * size, sums->begin() + end * size, 0.0f);
   }
 
@@ -264,11 +264,10 @@ struct HeadBackward {
       const T* panel = grad_scores_in.data() + j * room;
       multiply(Factors<T>{keys_by_column.data() + column * room, room, depth, panel, panel + room * kLanes}, kChunk, block,
                kColumns, tiled);
-      for (int64_t m = 0; m < num; ++m) {
-        float row[kChunk];
-        for (int i = 0; i < kChunk; ++i) row[i] = block[i * kColumns + m];
-        for (int i = 0; i < kChunk; i += kLanes) store(grad_q + m * step + column + i, load(row + i));
-      }
+      alignas(64) float turned[kColumns * kChunk];
+      transpose(block, kColumns, kChunk, kColumns, turned, kChunk);
+      for (int64_t m = 0; m < num; ++m)
+        for (int i = 0; i < kChunk; i += kLanes) store(grad_q + m * step + column + i, load(turned + m * kChunk + i));
     }
   }
 

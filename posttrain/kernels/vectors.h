@@ -244,28 +244,32 @@ inline Pair<V> exponential(const Pair<V>& x) {
 // 1 / (1 + e^-x).
 inline Vec sigmoid(const Vec& x) { return 1.0f / (1.0f + exponential(0.0f - x)); }
 
+typedef int32_t Places __attribute__((vector_size(kNative * 4)));
+
+// The lanes at these places, which are constants, of two vectors one after the other.
+[[gnu::always_inline]] inline Floats lanes_at(Floats a, Floats b, const Places& places) {
+#if defined(__clang__)
+  Floats lanes;
+#pragma unroll
+  for (int lane = 0; lane < kNative; ++lane)
+    lanes[lane] = places[lane] < kNative ? a[places[lane]] : b[places[lane] - kNative];
+  return lanes;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
+
 // Partial sums of two vectors side by side, `step` lanes of the one and of the other in turn.
 template <int step>
 inline Floats halves_added(Floats a, Floats b) {
-  typedef int32_t Index __attribute__((vector_size(kNative * 4)));
-  Index low, high;
+  Places low, high;
 #pragma GCC unroll 16
   for (int lane = 0; lane < kNative; ++lane) {
     const int place = lane % (2 * step), base = lane - place;
     low[lane] = place < step ? base + place : kNative + base + place - step;
     high[lane] = low[lane] + step;
   }
-#if defined(__clang__)
-  Floats lows, highs;
-#pragma unroll
-  for (int lane = 0; lane < kNative; ++lane) {
-    lows[lane] = low[lane] < kNative ? a[low[lane]] : b[low[lane] - kNative];
-    highs[lane] = high[lane] < kNative ? a[high[lane]] : b[high[lane] - kNative];
-  }
-  return lows + highs;
-#else
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-#endif
+  return lanes_at(a, b, low) + lanes_at(a, b, high);
 }
 
 // The sums of as many vectors as one has lanes, one in each lane; `step` neighbours of each are added up already.
@@ -285,4 +289,36 @@ inline V sums(V* x) {
     for (int i = 0; i < lanes / (2 * step); ++i) x[i] = halves_added<step>(x[2 * i], x[2 * i + 1]);
     return sums<V, 2 * step>(x);
   }
+}
+
+// The rows and columns of a square of vectors change places: first in squares of 2 x 2 of it, then of those, and so on.
+template <int step = 1>
+inline void turn(Floats (&x)[kNative]) {
+  Places upper, lower;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kNative; ++lane) {
+    upper[lane] = lane & step ? kNative + lane - step : lane;
+    lower[lane] = lane & step ? kNative + lane : lane + step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kNative; ++i) {
+    if (i & step) continue;
+    const Floats a = x[i], b = x[i + step];
+    x[i] = lanes_at(a, b, upper), x[i + step] = lanes_at(a, b, lower);
+  }
+  if constexpr (2 * step < kNative) turn<2 * step>(x);
+}
+
+// to (columns, rows) = from (rows, columns), both numbers multiples of the CPU's lanes; steps are those between two rows.
+template <class T>
+inline void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
+  for (int64_t row = 0; row < rows; row += kNative)
+    for (int64_t column = 0; column < columns; column += kNative) {
+      Floats square[kNative];
+#pragma GCC unroll 16
+      for (int i = 0; i < kNative; ++i) square[i] = load_lanes<Floats>(from + (row + i) * from_step + column);
+      turn(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kNative; ++i) store(to + (column + i) * to_step + row, square[i]);
+    }
 }
