@@ -194,6 +194,7 @@ struct Tiles {
   bool used;
 };
 
+template <int panels>
 void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
   const auto& [x, step, in, panel, next, cold] = of;
   const BFloat16* lower = x + 16 * step;
@@ -203,23 +204,33 @@ void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* bloc
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t k = 0; k < in; k += 32) {
-    if (cold) ask_ahead<2, 16>(of, k);
+    if (cold) ask_ahead<panels, 16>(of, k);
     _tile_loadd(4, x + k, step * 2);
     _tile_loadd(6, panel + k * kLanes, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, next + k * kLanes, 64);
-    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (panels == 2) {
+      _tile_loadd(7, next + k * kLanes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
     if (rows <= 16) continue;
     _tile_loadd(5, lower + k, step * 2);
     _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (panels == 2) _tile_dpbf16ps(3, 5, 7);
   }
   if (rows > 16) {
     _tile_stored(2, block + 16 * width, width * 4);
-    _tile_stored(3, block + 16 * width + kLanes, width * 4);
+    if constexpr (panels == 2) _tile_stored(3, block + 16 * width + kLanes, width * 4);
   }
   _tile_stored(0, block, width * 4);
-  _tile_stored(1, block + kLanes, width * 4);
+  if constexpr (panels == 2) _tile_stored(1, block + kLanes, width * 4);
+}
+
+void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
+  if (of.next) {
+    multiply_tiles<2>(of, rows, block, width);
+  } else {
+    multiply_tiles<1>(of, rows, block, width);
+  }
 }
 #else
 bool tiles_granted() { return false; }
@@ -259,7 +270,7 @@ void linear_of(const T* x, int64_t rows, const Linear<T>& layer, const T* other,
       const W* panel = static_cast<const W*>(layer.weight) + column * layer.in;
       const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
       const int num = int(std::min<int64_t>(kChunk, rows - first));
-      const bool single = width <= kLanes && !tiled;
+      const bool single = width <= kLanes;
       const Factors<T, W> factors{x + first * layer.in, layer.in, layer.in, panel,
                                   single ? nullptr : panel + layer.in * kLanes, first == 0};
       multiply(factors, num, block, kColumns, tiled);
@@ -534,73 +545,210 @@ struct Attention {
   T* own_values;
 };
 
-// What a thread computes in between: of the heads that share a key.
-struct Room {
-  std::vector<float> queries, attended, scores;
+// A row of a step, and one of its key heads: where the keys and values that it sees lie, its prompt's and its own.
+template <class T>
+struct HeadOfRow {
+  const Step<T>& step;
+  const Attention<T>& layer;
+  int64_t row, kv_head;
+  int64_t group = layer.heads / layer.kv_heads, size = layer.size;
+  int64_t length = step.prompt_lengths[row], own_position = step.own_positions[row];
+  int64_t first = layer.window ? std::max<int64_t>(0, length + own_position - layer.window + 1) : 0;  // position seen
+  int64_t prompt_first = std::min(first, length), own_first = std::max<int64_t>(0, first - length);
+  int64_t prompt_seen = length - prompt_first, own_seen = own_position + 1 - own_first;
+
+  Rows<T> of_prompt(const T* cache, int64_t from) const {
+    const int64_t slot = step.slots[row] * layer.kv_heads + kv_head;
+    return {cache + (slot * step.prompt_room + from) * size, length - from};
+  }
+  int64_t in_own(int64_t token) const { return ((row * layer.kv_heads + kv_head) * step.own_room + token) * size; }
+  Rows<T> of_own(const T* cache) const { return {cache + in_own(own_first), own_seen}; }
+
+  // Of states (rows, heads + 2 kv_heads, size): write the new key and value to the row's own, and its queries in float.
+  void place(const T* states, float* queries) const {
+    const Heads<T> prepared{step.cos, step.sin, layer.epsilon, size};
+    const T* state = states + row * (layer.heads + 2 * layer.kv_heads) * size;
+    const T *key = state + (layer.heads + kv_head) * size, *value = key + layer.kv_heads * size;
+    prepared.prepare(key, row, layer.key_norm, queries);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      store(layer.own_keys + in_own(own_position) + i, load(queries + i));
+      store(layer.own_values + in_own(own_position) + i, load(value + i));
+    }
+    for (int64_t q = 0; q < group; ++q)
+      prepared.prepare(state + (kv_head * group + q) * size, row, layer.query_norm, queries + q * size);
+  }
+
+  // attended[q] += sum over t of weights[q][t] * values[t].
+  void add(const float* weights, int64_t width, Rows<T> values, float* attended) const {
+    for (int64_t q = 0; q < group; q += kTile)
+      add_values(int(std::min<int64_t>(kTile, group - q)), weights + q * width, width, values, size,
+                 attended + q * size);
+  }
+
+  // Round what it attended to, to out (rows, heads * size).
+  void write(const float* attended, T* out) const {
+    T* to = out + (row * layer.heads + kv_head * group) * size;
+    for (int64_t i = 0; i < group * size; i += kLanes) store(to + i, load(attended + i));
+  }
 };
 
-// The heads of a row that share a key, of states (rows, heads + 2 kv_heads, size) to out (rows, heads * size).
-template <class T>
-void attend(const Step<T>& step, const Attention<T>& layer, int64_t place, int64_t kv_head, const T* states, T* out,
-            Room& room) {
-  const auto& [rows, order, slots, prompt_lengths, own_positions, cos, sin, prompt_room, own_room] = step;
-  const auto& [heads, kv_heads, size, scaling, epsilon, query_norm, key_norm, window, prompt_keys, prompt_values,
-               own_keys, own_values] = layer;
-  auto& [queries, attended, scores] = room;
-  const int64_t group = heads / kv_heads;
-  const int64_t row = order[place];
-  const Heads<T> prepared{cos, sin, epsilon, size};
-  const T* state = states + row * (heads + 2 * kv_heads) * size;
-  const int64_t own_position = own_positions[row], position = prompt_lengths[row] + own_position;
-  const int64_t own_start = (row * kv_heads + kv_head) * own_room;
-  const int64_t prompt_start = (slots[row] * kv_heads + kv_head) * prompt_room;
-
-  prepared.prepare(state + (heads + kv_head) * size, row, key_norm, queries.data());
-  for (int64_t i = 0; i < size; i += kLanes) {
-    store(own_keys + (own_start + own_position) * size + i, load(queries.data() + i));
-    store(own_values + (own_start + own_position) * size + i, load(state + (heads + kv_heads + kv_head) * size + i));
-  }
-  for (int64_t q = 0; q < group; ++q)
-    prepared.prepare(state + (kv_head * group + q) * size, row, query_norm, queries.data() + q * size);
-
-  const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;  // position of the first key seen
-  const int64_t prompt_first = std::min(first, prompt_lengths[row]);
-  const int64_t own_first = std::max<int64_t>(0, first - prompt_lengths[row]);
-  const int64_t prompt_seen = prompt_lengths[row] - prompt_first, own_seen = own_position + 1 - own_first;
-  const int64_t seen = prompt_seen + own_seen, width = seen + 2 * kLanes;  // a block of scores ends past its keys
-  const int64_t in_prompt = (prompt_start + prompt_first) * size, in_own = (own_start + own_first) * size;
-  scores.resize(group * width);
-  scores_of(queries.data(), int(group), Rows<T>{prompt_keys + in_prompt, prompt_seen}, size, scores.data(), width);
-  scores_of(queries.data(), int(group), Rows<T>{own_keys + in_own, own_seen}, size, scores.data() + prompt_seen,
-            width);
-
-  for (int64_t q = 0; q < group; ++q) {
-    float* weights = scores.data() + q * width;
-    for (int lane = 0; lane < kLanes; ++lane) weights[seen + lane] = -INFINITY;
-    const float inverse = 1.0f / exponentials(weights, seen, scaling, weights).total;
-    for (int64_t t = 0; t < seen; t += kLanes) store(weights + t, load(weights + t) * inverse);
-  }
-
-  std::fill(attended.begin(), attended.end(), 0.0f);
-  for (int64_t q = 0; q < group; q += kTile) {
-    const int num = int(std::min<int64_t>(kTile, group - q));
-    const float* weights = scores.data() + q * width;
-    float* to = attended.data() + q * size;
-    add_values(num, weights, width, Rows<T>{prompt_values + in_prompt, prompt_seen}, size, to);
-    add_values(num, weights + prompt_seen, width, Rows<T>{own_values + in_own, own_seen}, size, to);
-  }
-  for (int64_t i = 0; i < group * size; i += kLanes)
-    store(out + (row * heads + kv_head * group) * size + i, load(attended.data() + i));
+// Scores become weights that sum up to 1; there is room for 16 more scores.
+inline void softmax(float* scores, int64_t count, float scaling) {
+  for (int lane = 0; lane < kLanes; ++lane) scores[count + lane] = -INFINITY;
+  const float inverse = 1.0f / exponentials(scores, count, scaling, scores).total;
+  for (int64_t t = 0; t < count; t += kLanes) store(scores + t, load(scores + t) * inverse);
 }
 
-// All of them, by the threads of a parallel region together.
+// What a thread computes in between; the last four of siblings only.
 template <class T>
-void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out) {
-  const int64_t states_of_group = layer.heads / layer.kv_heads * layer.size;
-  Room room{std::vector<float>(states_of_group), std::vector<float>(states_of_group), {}};
+struct Room {
+  std::vector<float> queries, attended, scores;
+  std::vector<T> queries_out, values_in, weights, rows;
+};
+
+// A vector's memory, for `count` elements at least; never null, which a product takes for a panel that is not there.
+// One that shrank and grew again would be filled with zeros each time.
+template <class T>
+T* with_room(std::vector<T>& of, int64_t count) {
+  if (int64_t(of.size()) <= count) of.resize(count + 1);
+  return of.data();
+}
+
+template <class T>
+void attend(const HeadOfRow<T>& of, const T* states, T* out, Room<T>& room) {
+  const auto& layer = of.layer;
+  const int64_t group = of.group, size = of.size, seen = of.prompt_seen + of.own_seen;
+  const int64_t width = seen + 2 * kLanes;  // a block of scores ends past its keys
+  float *queries = with_room(room.queries, group * size), *attended = with_room(room.attended, group * size);
+  float *scores = with_room(room.scores, group * width), *own_scores = scores + of.prompt_seen;
+  of.place(states, queries);
+  scores_of(queries, int(group), of.of_prompt(layer.prompt_keys, of.prompt_first), size, scores, width);
+  scores_of(queries, int(group), of.of_own(layer.own_keys), size, own_scores, width);
+  for (int64_t q = 0; q < group; ++q) softmax(scores + q * width, seen, layer.scaling);
+  std::fill(attended, attended + group * size, 0.0f);
+  of.add(scores, width, of.of_prompt(layer.prompt_values, of.prompt_first), attended);
+  of.add(own_scores, width, of.of_own(layer.own_values), attended);
+  of.write(attended, out);
+}
+
+// Asks for all of some keys or values: those of a row are too few for the CPU to see by itself where they lead.
+template <class T>
+[[gnu::always_inline]] inline void ask_for(Rows<T> rows, int64_t size) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < rows.length * size; i += line) __builtin_prefetch(rows.at + i);
+}
+
+// scores[q][t] = queries[q] . keys[t], for `num` of the queries of two panels, from `from` on. Keys are read in blocks
+// of 32, where they lie if there are `readable` of them, whatever the last ones are: a key has its own row of products.
+template <class T>
+void scores_by_tiles(const T* queries_out, int64_t from, int64_t num, Rows<T> keys, int64_t readable, int64_t size,
+                     T* rows, float* scores, int64_t width) {
+  alignas(64) float block[kChunk * kColumns];
+  const T* panel = queries_out + from / kLanes * kLanes * size;
+  from %= kLanes;
+  const T* next = from + num > kLanes ? panel + kLanes * size : nullptr;
+  for (int64_t first = 0; first < keys.length; first += kChunk) {
+    const int count = int(std::min<int64_t>(kChunk, keys.length - first));
+    const T* some = keys.at + first * size;
+    if (first + kChunk > readable) gather(some, size, count, size, rows), some = rows;
+    multiply(Factors<T>{some, size, size, panel, next}, count, block, kColumns, true);
+    for (int64_t q = 0; q < num; ++q)
+      for (int t = 0; t < count; ++t) scores[q * width + first + t] = block[t * kColumns + from + q];
+  }
+}
+
+// One key head of rows that share a prompt, `num` of them from a place of the step's order on, by tiles: the prompt's
+// keys and values meet the queries of all of them at once. Which rows these are changes nothing for any of them: its
+// sums go by the position of a key, and those which only others see add zeros.
+template <class T>
+void attend_siblings(const Step<T>& step, const Attention<T>& layer, int64_t place, int64_t num, int64_t kv_head,
+                     const T* states, T* out, Room<T>& room) {
+  const auto sibling = [&](int64_t i) { return HeadOfRow<T>{step, layer, step.order[place + i], kv_head}; };
+  const HeadOfRow<T> one = sibling(0);
+  const int64_t group = one.group, size = one.size;
+  float *queries = with_room(room.queries, kChunk * size), *attended = with_room(room.attended, kChunk * size);
+  T *queries_out = with_room(room.queries_out, kChunk * size), *rows = with_room(room.rows, kChunk * size);
+  int64_t begin = one.length, most_own = 0;  // the prompt's first key that one of them sees, in whole blocks
+  for (int64_t i = 0; i < num; ++i) {
+    const HeadOfRow<T> of = sibling(i);
+    ask_for(of.of_own(layer.own_keys), size);
+    of.place(states, queries + i * group * size);
+    begin = std::min(begin, of.prompt_first / kChunk * kChunk);
+    most_own = std::max(most_own, of.own_seen);
+  }
+  for (int64_t i = 0; i < num * group * size; i += kLanes) store(rows + i, load(queries + i));
+  pack_outputs(rows, kChunk, size, queries_out);
+
+  const int64_t seen = one.length - begin, padded = whole(seen);
+  const int64_t width = seen + most_own + kLanes;
+  float *scores = with_room(room.scores, num * group * width), *own_scores = scores + seen;
+  T *weights = with_room(room.weights, kChunk * padded), *values_in = with_room(room.values_in, padded * size);
+  ask_for(one.of_prompt(layer.prompt_values, begin), size);
+  scores_by_tiles(queries_out, 0, num * group, one.of_prompt(layer.prompt_keys, begin), step.prompt_room - begin, size,
+                  rows, scores, width);
+  for (int64_t i = 0; i < num; ++i) {
+    const HeadOfRow<T> of = sibling(i);
+    ask_for(of.of_own(layer.own_values), size);
+    scores_by_tiles(queries_out, i * group, group, of.of_own(layer.own_keys), step.own_room - of.own_first, size, rows,
+                    own_scores + i * group * width, width);
+    for (int64_t query = i * group; query < (i + 1) * group; ++query) {
+      float* from = scores + query * width;
+      T* to = weights + query * padded;
+      std::fill(from, from + of.prompt_first - begin, -INFINITY);
+      softmax(from, seen + of.own_seen, layer.scaling);
+      for (int64_t t = 0; t < seen; t += kLanes) store(to + t, load(from + t));
+      std::memset(static_cast<void*>(to + seen), 0, (padded - seen) * sizeof(T));
+    }
+  }
+
+  const T* values = one.of_prompt(layer.prompt_values, begin).at;
+  const int64_t full = seen / kChunk * kChunk;
+  pack_inputs(values, full, size, values_in, padded);
+  gather(values + full * size, size, seen - full, size, rows);  // no weight of 0 meets what lies behind the last value
+  pack_inputs(rows, padded - full, size, values_in + full * kLanes, padded);
+  for (int64_t column = 0; column < size; column += kColumns) {
+    const T* panel = values_in + column * padded;
+    multiply(Factors<T>{weights, padded, padded, panel, panel + padded * kLanes}, int(num * group), attended + column,
+             size, true);
+  }
+  for (int64_t i = 0; i < num; ++i) {
+    const HeadOfRow<T> of = sibling(i);
+    float* of_row = attended + i * group * size;
+    of.add(own_scores + i * group * width, width, of.of_own(layer.own_values), of_row);
+    of.write(of_row, out);
+  }
+}
+
+// Where those of a step's order begin that share a prompt, `most` rows together at most; then where the last ones end.
+template <class T>
+std::vector<int64_t> starts_of_siblings(const Step<T>& step, int64_t most) {
+  std::vector<int64_t> starts;
+  const auto slot = [&](int64_t place) { return step.slots[step.order[place]]; };
+  for (int64_t place = 0; place < step.rows; ++place)
+    if (starts.empty() || place - starts.back() == most || slot(place) != slot(starts.back())) starts.push_back(place);
+  starts.push_back(step.rows);
+  return starts;
+}
+
+// All rows, to out (rows, heads * size), by the threads of a parallel region together.
+template <class T>
+void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out, Room<T>& room) {
+  const int64_t group = layer.heads / layer.kv_heads;
+  const bool tiled = by_tiles(states, layer.size) && group <= kChunk;
+  if (tiled) {
+    const Tiles tiles(tiled);
+    const std::vector<int64_t> starts = starts_of_siblings(step, kChunk / group);
+    const int64_t count = int64_t(starts.size()) - 1;
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t task = 0; task < step.rows * layer.kv_heads; ++task)
-    attend(step, layer, task % step.rows, task / step.rows, states, out, room);
+    for (int64_t task = 0; task < count * layer.kv_heads; ++task) {
+      const int64_t place = starts[task % count], num = starts[task % count + 1] - place;
+      attend_siblings(step, layer, place, num, task / count, states, out, room);
+    }
+  } else {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < step.rows * layer.kv_heads; ++task)
+      attend(HeadOfRow<T>{step, layer, step.order[task % step.rows], task / step.rows}, states, out, room);
+  }
 }
 
 // to = from + factors (rank) @ inner, of which `step` floats lie between the starts of two rows.
@@ -699,10 +847,11 @@ void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_laye
       between(room * between_size);
 #pragma omp parallel
   {
+    Room<T> of_thread;
     for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
       norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
       adapted<T>(normed.data(), rows, layer->states, nullptr, states.data(), between);
-      attend(step, layer->attention, states.data(), attended.data());
+      attend(step, layer->attention, states.data(), attended.data(), of_thread);
       adapted<T>(attended.data(), rows, layer->output, hidden, hidden, between);
       norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
       adapted<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), between);
@@ -848,7 +997,10 @@ POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
     decode_layers(*step, layers, num_layers, norm, epsilon, hidden);                                                   \
   }                                                                                                                    \
   extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
-    _Pragma("omp parallel") attend(*step, *layer, states, out);                                                        \
+    _Pragma("omp parallel") {                                                                                          \
+      Room<T> room;                                                                                                    \
+      attend(*step, *layer, states, out, room);                                                                        \
+    }                                                                                                                  \
   }                                                                                                                    \
   extern "C" void attend_trees_##name(const Trees* trees, const T* q, const T* k, const T* v, T* out,                  \
                                       float* logsums) {                                                                \

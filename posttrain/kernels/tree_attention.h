@@ -46,11 +46,20 @@ void pack_outputs(const T* rows, int64_t count, int64_t size, T* panels) {
 }
 
 // Rows (count, size) as panels of which rows are the inputs: 16 of their `size` columns each; `room` inputs of a panel.
-template <class T>
-void pack_inputs(const T* rows, int64_t count, int64_t size, T* panels, int64_t room) {
+inline void pack_inputs(const float* rows, int64_t count, int64_t size, float* panels, int64_t room) {
   for (int64_t column = 0; column < size; column += kLanes, panels += room * kLanes)
-    for (int64_t row = 0; row < count; row += 2)
-      store_inputs(panels + row * kLanes, load(rows + row * size + column), load(rows + (row + 1) * size + column));
+    for (int64_t row = 0; row < count; ++row) store(panels + row * kLanes, load(rows + row * size + column));
+}
+
+inline void pack_inputs(const BFloat16* rows, int64_t count, int64_t size, BFloat16* panels, int64_t room) {
+  for (int64_t column = 0; column < size; column += kLanes, panels += room * kLanes) {
+    for (int64_t row = 0; row < count; row += 2) {
+      const BFloat16 *first = rows + row * size + column, *second = first + size;
+      uint32_t pairs[kLanes];  // nothing else lies here: the compiler uses vectors
+      for (int lane = 0; lane < kLanes; ++lane) pairs[lane] = first[lane].bits | uint32_t(second[lane].bits) << 16;
+      std::memcpy(panels + row * kLanes, pairs, sizeof(pairs));
+    }
+  }
 }
 
 // Who sees whom in a span: its queries, counted from 0, see `past` keys, which take the rows before `own`, and their own.

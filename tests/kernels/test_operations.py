@@ -217,6 +217,48 @@ def test_decode_attention(
     assert all(map(torch.equal, caches[:2], before[:2]))
 
 
+def family_case(
+    dtype: torch.dtype, prompt_length: int, siblings: int, *, heads: int, kv_heads: int, size: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor], DecodeRows]:
+    """Return what `attention_case` does: rows of one prompt, NaN wherever their caches hold no token yet."""
+    rows = DecodeRows(
+        order=torch.randperm(siblings),
+        slots=torch.ones(siblings, dtype=torch.long),
+        prompt_lengths=torch.full((siblings,), prompt_length),
+        own_positions=torch.randint(45, (siblings,)),
+    )
+    shapes = [(slots, kv_heads, room, size) for slots, room in ((2, prompt_length + 2), (siblings, 45)) for _ in "kv"]
+    caches = [torch.randn(shape).to(dtype) for shape in shapes]
+    for cache in caches[:2]:
+        cache[:, :, prompt_length:] = torch.nan
+    for cache in caches[2:]:
+        for row, position in enumerate(rows.own_positions.tolist()):
+            cache[row, :, position:] = torch.nan
+    states, angles = torch.randn(siblings, heads + 2 * kv_heads, size).to(dtype), torch.rand(siblings, size) * 6
+    return states, (angles.cos().to(dtype), angles.sin().to(dtype)), caches, rows
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 64), (7, 1, 32), (33, 1, 32), (2, 2, 80)])
+@pytest.mark.parametrize("siblings", [1, 2, 5, 11, 33])
+@pytest.mark.parametrize("window", [None, 20, 64])
+def test_a_row_attends_alike_whoever_its_siblings_are(
+    kernels: Kernels, heads: int, kv_heads: int, size: int, siblings: int, window: int | None
+) -> None:
+    options = {"scaling": size**-0.5, "window": window}
+    for length in (1, 31, 64, 101):
+        case = family_case(kernels.dtype, length, siblings, heads=heads, kv_heads=kv_heads, size=size)
+        states, angles, caches, rows = case
+        expected, _, _ = reference(states, angles, None, caches, rows, heads=heads, **options)
+        actual = attended(kernels, states, angles, None, caches, rows, **options)
+        assert_close(actual, expected)
+        for row in range(0, siblings, 4):
+            alone = slice(row, row + 1)
+            own = [cache[alone].clone() for cache in caches[2:]]
+            row_alone = DecodeRows(torch.tensor([0]), *(of_rows[alone].contiguous() for of_rows in rows[1:]))
+            of_row = (states[alone], (angles[0][alone], angles[1][alone]), None, [*caches[:2], *own], row_alone)
+            assert torch.equal(attended(kernels, *of_row, **options), actual[alone])
+
+
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
     states, angles, caches, rows = attention_case(kernels.dtype, heads=6, kv_heads=2, size=64)
     results, threads = [], torch.get_num_threads()
