@@ -3,9 +3,9 @@
 Floor 1: knows token ids and masks; no tokenizer, no model. `B` counts branches over all trees, in order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from posttrain.records import Branch, TokenTree
 
 Layout = Literal["tree", "rows"]
 MAX_PADDING = 4  # how many times the token budget attention's grids, padded to the longest, may take
+T = TypeVar("T")
 Span = tuple[int, int]  # start and length in the flattened input
 
 
@@ -54,6 +55,10 @@ class TreeBatch:
             assert len(branch) == length, f"branch {row} has {length} tokens, {len(branch)} values came"
             padded[row, :length] = torch.tensor(branch, dtype=dtype)
         return padded.to(self.input_ids.device)
+
+    def unpad(self, values: Tensor) -> list[tuple[float, ...]]:
+        """Return the per-token values of each branch out of `(B, Tc)`."""
+        return [tuple(row[:length]) for row, (_, length) in zip(values.tolist(), self.branch_spans, strict=True)]
 
 
 def build_batch(trees: Sequence[TokenTree], *, layout: Layout = "tree", pad_id: int = 0) -> TreeBatch:
@@ -126,33 +131,49 @@ class MicroBatch:
     """Trees of one forward pass, and where their branches stood among all branches of the uncut trees."""
 
     trees: tuple[TokenTree, ...]
-    branches: tuple[int, ...]  # consecutive: `advantages[list(micro_batch.branches)]`
+    branches: tuple[int, ...]  # `advantages[list(micro_batch.branches)]` are theirs
 
 
 def cut_micro_batches(
     trees: Sequence[TokenTree], max_tokens: int, *, layout: Layout = "tree", whole_trees: bool = False
 ) -> list[MicroBatch]:
-    """Cut trees, in order, into micro-batches that compute at most `max_tokens` tokens each, padding included.
+    """Cut trees into few micro-batches that compute at most `max_tokens` tokens each, padding included.
 
     A tree over the budget is split by branches and its prompt repeated; a single branch over the budget goes alone.
-    With `whole_trees` the branches of a tree stay together, also over the budget: a loss compares them.
+    With `whole_trees` the branches of a tree stay together, also over the budget: a loss compares them. The longest
+    piece comes first, and each goes where the first room for it is (first-fit decreasing, Johnson 1973): every
+    micro-batch costs a pass over all weights, whatever it holds. `in_order` puts what is found for them back.
     """
     _check(trees)
-    cut: list[list[TokenTree]] = [[]]
-    pieces = list(trees) if whole_trees else [part for tree in trees for part in _split(tree, max_tokens, layout)]
-    for piece in pieces:
-        together = [*cut[-1], piece]
-        if len(together) > 1 and _forward_tokens(together, layout) > max_tokens:
-            cut.append([piece])
-        else:
-            cut[-1] = together
-    micro_batches = []
+    pieces: list[tuple[int, TokenTree, range]] = []  # tokens, and the places of the branches
     seen = 0
-    for parts in cut:
-        count = sum(len(part.branches) for part in parts)
-        micro_batches.append(MicroBatch(tuple(parts), tuple(range(seen, seen + count))))
-        seen += count
-    return micro_batches
+    for part in trees if whole_trees else (part for tree in trees for part in _split(tree, max_tokens, layout)):
+        pieces.append((_num_tokens([part]), part, range(seen, seen + len(part.branches))))
+        seen += len(part.branches)
+    cut: list[list[TokenTree]] = []
+    places: list[list[int]] = []
+    room: list[int] = []  # left in each; padding may make less of it
+    for tokens, part, branches in sorted(pieces, key=lambda piece: piece[0], reverse=True):
+        for index, left in enumerate(room):
+            if tokens <= left and _forward_tokens([*cut[index], part], layout) <= max_tokens:
+                break
+        else:
+            index = len(cut)
+            cut.append([])
+            places.append([])
+            room.append(max_tokens)
+        cut[index].append(part)
+        places[index].extend(branches)
+        room[index] -= tokens
+    return [MicroBatch(tuple(parts), tuple(of)) for parts, of in zip(cut, places, strict=True)]
+
+
+def in_order(found: Iterable[tuple[MicroBatch, Iterable[T]]]) -> list[T]:
+    """Return what was found for each branch of micro-batches, in the order of the uncut trees' branches."""
+    of_branch = {
+        place: value for micro_batch, values in found for place, value in zip(micro_batch.branches, values, strict=True)
+    }
+    return [of_branch[place] for place in range(len(of_branch))]
 
 
 def _split(tree: TokenTree, max_tokens: int, layout: Layout) -> list[TokenTree]:

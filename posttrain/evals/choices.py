@@ -19,7 +19,7 @@ import torch
 
 from posttrain.data.chat import drop_overlong, render_choices
 from posttrain.data.rows import Row as DataRow
-from posttrain.data.trees import build_batch, cut_micro_batches
+from posttrain.data.trees import MicroBatch, build_batch, cut_micro_batches, in_order
 from posttrain.engines import Interrupted
 from posttrain.evals.calibration import calibration_error, reliability
 from posttrain.evals.samples import Answers, Category, Row, Sample, mean_with_interval, metric, subsets_of
@@ -63,21 +63,20 @@ def choice_answers(task: Task, settings: EvalSettings, rows: Sequence[DataRow], 
 @torch.no_grad()
 def choice_logprobs(
     loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int, *, should_stop: Callable[[], bool] = lambda: False
-) -> list[list[list[float]]]:
+) -> list[list[tuple[float, ...]]]:
     """Return the log-prob of each token of each branch of each tree; equal branches of a tree are computed once.
 
     `max_tokens` is the budget of one forward pass: it sets memory, never the result. Raises Interrupted when
     `should_stop` says so, which is asked before every pass.
     """
     distinct = [TokenTree(tree.prompt_ids, tuple(dict.fromkeys(tree.branches))) for tree in trees]
-    found: list[list[float]] = []
+    found: list[tuple[MicroBatch, list[tuple[float, ...]]]] = []
     for micro_batch in cut_micro_batches(distinct, max_tokens, layout=loaded.layout) if distinct else ():
         if should_stop():
             raise Interrupted
         batch = build_batch(micro_batch.trees, layout=loaded.layout, pad_id=loaded.pad_id).to(loaded.device)
-        logprobs = completion_logprobs(loaded.model, batch).logprobs.tolist()
-        found += [row[:length] for row, (_, length) in zip(logprobs, batch.branch_spans, strict=True)]
-    flat = iter(found)
+        found.append((micro_batch, batch.unpad(completion_logprobs(loaded.model, batch).logprobs)))
+    flat = iter(in_order(found))
     known = [{branch: next(flat) for branch in tree.branches} for tree in distinct]
     return [[of[branch] for branch in tree.branches] for tree, of in zip(trees, known, strict=True)]
 

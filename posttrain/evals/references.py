@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from posttrain.algorithms.tokens import masked_mean, masked_sum
-from posttrain.data.trees import build_batch, cut_micro_batches
+from posttrain.data.trees import MicroBatch, build_batch, cut_micro_batches, in_order
 from posttrain.errors import ConfigError
 from posttrain.models.files import base_of_adapter, is_adapter, locate
 from posttrain.models.lm import LoadedModel, load_model
@@ -99,11 +99,12 @@ def sums_and_entropies(
     loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int
 ) -> tuple[list[float], list[float]]:
     """Return the log-prob of every branch, summed over its tokens, and the mean entropy of these, in nats."""
-    logprobs: list[float] = []
-    entropies: list[float] = []
+    found: list[tuple[MicroBatch, list[list[float]]]] = []
     for micro_batch in cut_micro_batches(trees, max_tokens, layout=loaded.layout):
         batch = build_batch(micro_batch.trees, layout=loaded.layout, pad_id=loaded.pad_id).to(loaded.device)
         tokens, mask = completion_logprobs(loaded.model, batch), batch.token_mask.cpu()
-        logprobs += masked_sum(tokens.logprobs.cpu().double(), mask, dim=-1).tolist()
-        entropies += masked_mean(tokens.entropy.cpu().double(), mask, dim=-1).tolist()
-    return logprobs, entropies
+        sums = masked_sum(tokens.logprobs.cpu().double(), mask, dim=-1)
+        means = masked_mean(tokens.entropy.cpu().double(), mask, dim=-1)
+        found.append((micro_batch, torch.stack([sums, means], dim=-1).tolist()))
+    ordered = in_order(found)
+    return [logprob for logprob, _ in ordered], [entropy for _, entropy in ordered]

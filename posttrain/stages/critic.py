@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from posttrain.data.trees import TreeBatch
+from posttrain.data.trees import MicroBatch, TreeBatch, in_order
 from posttrain.errors import ConfigError
 from posttrain.models.lm import LoadedModel, load_model, save_model
 from posttrain.models.logprobs import Model, completion_logprobs, plain_model
@@ -111,18 +111,19 @@ def evaluate_both(
     if critic.kind == "shared":
         both = partial(logprobs_and_values, head=critic.head, temperature=temperature)
         outputs = list(forward_all(policy, trees, max_tokens, both))
-        of_policy = [tokens.logprobs for _, _, (tokens, _) in outputs]
-        of_critic = [values for _, _, (_, values) in outputs]
+        of_policy = [(micro_batch, tokens.logprobs) for micro_batch, _, (tokens, _) in outputs]
+        of_critic = [(micro_batch, values) for micro_batch, _, (_, values) in outputs]
     else:
         forward = partial(completion_logprobs, temperature=temperature)
-        of_policy = [tokens.logprobs for _, _, tokens in forward_all(policy, trees, max_tokens, forward)]
+        passes = forward_all(policy, trees, max_tokens, forward)
+        of_policy = [(micro_batch, tokens.logprobs) for micro_batch, _, tokens in passes]
         with critic.active():
-            of_critic = [values for _, _, values in forward_all(critic.loaded, trees, max_tokens, critic.forward)]
-    final = torch.cat([values.final.cpu() for values in of_critic])
-    return _joined(of_policy), _joined([values.values for values in of_critic]), final
+            passes = forward_all(critic.loaded, trees, max_tokens, critic.forward)
+            of_critic = [(micro_batch, values) for micro_batch, _, values in passes]
+    final = torch.stack(in_order((micro_batch, values.final.cpu()) for micro_batch, values in of_critic))
+    return _joined(of_policy), _joined([(micro_batch, values.values) for micro_batch, values in of_critic]), final
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: Sequence[tuple[MicroBatch, Tensor]]) -> Tensor:
     """Return the rows of all micro-batches `(b, t)`, padded to the longest, on the CPU."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part.cpu(), (0, width - part.shape[1])) for part in parts])
+    return pad_sequence(in_order((micro_batch, part.cpu()) for micro_batch, part in parts), batch_first=True)

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from posttrain.algorithms.losses import sft_loss
 from posttrain.algorithms.tokens import token_mean
-from posttrain.data.trees import MicroBatch, TreeBatch, build_batch, cut_micro_batches
+from posttrain.data.trees import MicroBatch, TreeBatch, build_batch, cut_micro_batches, in_order
 from posttrain.errors import NonFiniteError
 from posttrain.models.files import HEAD
 from posttrain.models.lm import LoadedModel
@@ -219,13 +219,11 @@ def evaluate_logprobs(
     loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int, *, temperature: float
 ) -> list[tuple[float, ...]]:
     """Return the log-probs of every branch's tokens, branch by branch, without gradients."""
-    rows: list[tuple[float, ...]] = []
     forward = partial(completion_logprobs, temperature=temperature)
-    for _, batch, tokens in forward_all(loaded, trees, max_tokens, forward):
-        lengths = [length for _, length in batch.branch_spans]
-        logprobs = tokens.logprobs.cpu()
-        rows.extend(tuple(row[:length].tolist()) for row, length in zip(logprobs, lengths, strict=True))
-    return rows
+    return in_order(
+        (micro_batch, batch.unpad(tokens.logprobs))
+        for micro_batch, batch, tokens in forward_all(loaded, trees, max_tokens, forward)
+    )
 
 
 def metrics_of_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from posttrain.algorithms.preferences import sequence_logprobs
+from posttrain.data.trees import in_order
 from posttrain.models.frozen import dense_weight
 from posttrain.models.lm import LoadedModel
 from posttrain.models.logprobs import completion_logprobs, plain_model
@@ -61,11 +62,12 @@ def as_reference(loaded: LoadedModel) -> Iterator[LoadedModel]:
 @torch.no_grad()
 def evaluate_sequences(loaded: LoadedModel, trees: Sequence[TokenTree], max_tokens: int) -> Tensor:
     """Return the summed log-probs `(B,)` of the branches' trained tokens, on the CPU, without gradients."""
-    sums = [
-        sequence_logprobs(tokens.logprobs, batch.completion_mask)[0]
-        for _, batch, tokens in forward_all(loaded, trees, max_tokens, completion_logprobs, whole_trees=True)
-    ]
-    return torch.cat(sums).cpu()
+    passes = forward_all(loaded, trees, max_tokens, completion_logprobs, whole_trees=True)
+    sums = in_order(
+        (micro_batch, sequence_logprobs(tokens.logprobs, batch.completion_mask)[0].cpu())
+        for micro_batch, batch, tokens in passes
+    )
+    return torch.stack(sums)
 
 
 def cached_sequence_logprobs(

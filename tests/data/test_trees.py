@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.trees import MAX_PADDING, Layout, build_batch, cut_micro_batches
+from posttrain.data.trees import MAX_PADDING, Layout, build_batch, cut_micro_batches, in_order
 from posttrain.errors import DataError
 from posttrain.records import Branch, TokenTree
 
@@ -107,14 +107,22 @@ def test_malformed_trees_are_refused(trees: list[TokenTree], message: str) -> No
             function(trees)
 
 
-def test_cutting_keeps_trees_together_where_they_fit() -> None:
-    cut = cut_micro_batches([tree_of(3, 2, 2), tree_of(3, 4), tree_of(1, 1)], 14)
-    assert [micro_batch.branches for micro_batch in cut] == [(0, 1, 2), (3,)]
+def test_cutting_puts_the_longest_first_and_each_where_there_is_room() -> None:
+    cut = cut_micro_batches([tree_of(1, 1), tree_of(3, 4), tree_of(3, 3, 3), tree_of(2, 3)], 14)  # 2, 7, 9, 5 tokens
+    assert [micro_batch.branches for micro_batch in cut] == [(2, 3, 4), (1, 0)]
+
+
+def test_what_splitting_leaves_of_several_trees_goes_together() -> None:
+    cut = cut_micro_batches([tree_of(2, *[2] * 4)] * 3, 8)
+    assert [micro_batch.branches for micro_batch in cut] == [(0, 1, 2), (4, 5, 6), (8, 9, 10), (3, 7), (11,)]
+    assert in_order((micro_batch, map(str, micro_batch.branches)) for micro_batch in cut) == [
+        str(place) for place in range(12)
+    ]
 
 
 def test_a_tree_over_the_budget_is_split_and_a_branch_over_it_goes_alone() -> None:
     cut = cut_micro_batches([tree_of(3, 2, 2, 2, 9, 1)], 7)
-    assert [micro_batch.branches for micro_batch in cut] == [(0, 1), (2,), (3,), (4,)]
+    assert [micro_batch.branches for micro_batch in cut] == [(3,), (0, 1), (2,), (4,)]
     assert all(micro_batch.trees[0].prompt_ids == (7, 7, 7) for micro_batch in cut)
 
 
@@ -122,7 +130,7 @@ def test_a_tree_over_the_budget_is_split_and_a_branch_over_it_goes_alone() -> No
 def test_every_branch_is_cut_into_one_micro_batch_within_the_budget(trees, max_tokens, layout) -> None:
     sequences = [(tree.prompt_ids, branch) for tree in trees for branch in tree.branches]
     cut = cut_micro_batches(trees, max_tokens, layout=layout)
-    assert [index for micro_batch in cut for index in micro_batch.branches] == list(range(len(sequences)))
+    assert sorted(index for micro_batch in cut for index in micro_batch.branches) == list(range(len(sequences)))
     for micro_batch in cut:
         found = [(tree.prompt_ids, branch) for tree in micro_batch.trees for branch in tree.branches]
         assert found == [sequences[index] for index in micro_batch.branches]
@@ -143,8 +151,8 @@ def test_one_long_row_among_short_ones_does_not_blow_up_the_attention_grids() ->
 def test_whole_trees_are_never_cut_apart(layout: Layout) -> None:
     trees = [tree_of(3, 4, 5), tree_of(2, 1, 1), tree_of(30, 20, 20)]
     cut = cut_micro_batches(trees, 10, layout=layout, whole_trees=True)
-    assert [part.trees for part in cut] == [(tree,) for tree in trees]
-    assert [part.branches for part in cut] == [(0, 1), (2, 3), (4, 5)]
+    assert [part.trees for part in cut] == [(trees[2],), (trees[0],), (trees[1],)]
+    assert [part.branches for part in cut] == [(4, 5), (0, 1), (2, 3)]
     together = cut_micro_batches(trees, 1000, layout=layout, whole_trees=True)
-    assert [part.trees for part in together] == [tuple(trees)]
+    assert [part.trees for part in together] == [(trees[2], trees[0], trees[1])]
     assert any(len(part.branches) == 1 for part in cut_micro_batches(trees, 10, layout=layout))  # what it prevents

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from posttrain.data.pairs import render_preference
 from posttrain.data.sources import load_rows
+from posttrain.data.trees import in_order
 from posttrain.errors import ConfigError, DataError
 from posttrain.models import logprobs
 from posttrain.models.lm import load_model
@@ -137,7 +138,8 @@ def test_scores_of_trees_are_those_of_rows(model_directory: str) -> None:
         loaded = load_model(model_settings(model_directory, layout=layout), seed=0)
         add_score_head(loaded, seed=0)
         trees = [render_preference(row, loaded.tokenizer) for row in rows]
-        found[layout] = torch.cat([scores for *_, scores in forward_all(loaded, trees, 400, completion_scores)])
+        passes = forward_all(loaded, trees, 400, completion_scores)
+        found[layout] = torch.stack(in_order((micro_batch, scores) for micro_batch, _, scores in passes))
     torch.testing.assert_close(found["tree"], found["rows"], rtol=1e-4, atol=1e-5)
     assert len(found["tree"].unique()) == 10
 
@@ -181,8 +183,9 @@ def test_transformers_and_peft_give_equal_scores(
 
     def spied(loaded: Any, trees: Any, max_tokens: int) -> Any:
         texts = [loaded.tokenizer.decode([*tree.prompt_ids, *branch.ids]) for tree in trees for branch in tree.branches]
-        scores = [scores for *_, scores in forward_all(loaded, trees, max_tokens, completion_scores)]
-        ours.update(texts=texts, scores=torch.cat(scores).detach())
+        passes = forward_all(loaded, trees, max_tokens, completion_scores)
+        scores = in_order((micro_batch, scores.detach()) for micro_batch, _, scores in passes)
+        ours.update(texts=texts, scores=torch.stack(scores))
         return measure(loaded, trees, max_tokens)
 
     monkeypatch.setattr("posttrain.stages.rm.measure", spied)
