@@ -150,22 +150,21 @@ def cut_micro_batches(
     for part in trees if whole_trees else (part for tree in trees for part in _split(tree, max_tokens, layout)):
         pieces.append((_num_tokens([part]), part, range(seen, seen + len(part.branches))))
         seen += len(part.branches)
-    cut: list[list[TokenTree]] = []
-    places: list[list[int]] = []
+    cut: list[MicroBatch] = []
     room: list[int] = []  # left in each; padding may make less of it
     for tokens, part, branches in sorted(pieces, key=lambda piece: piece[0], reverse=True):
-        for index, left in enumerate(room):
-            if tokens <= left and _forward_tokens([*cut[index], part], layout) <= max_tokens:
-                break
-        else:
-            index = len(cut)
-            cut.append([])
-            places.append([])
+        fits = (
+            index
+            for index, left in enumerate(room)
+            if tokens <= left and _forward_tokens([*cut[index].trees, part], layout) <= max_tokens
+        )
+        index = next(fits, len(cut))
+        if index == len(cut):
+            cut.append(MicroBatch((), ()))
             room.append(max_tokens)
-        cut[index].append(part)
-        places[index].extend(branches)
+        cut[index] = MicroBatch((*cut[index].trees, part), (*cut[index].branches, *branches))
         room[index] -= tokens
-    return [MicroBatch(tuple(parts), tuple(of)) for parts, of in zip(cut, places, strict=True)]
+    return cut
 
 
 def in_order(found: Iterable[tuple[MicroBatch, Iterable[T]]]) -> list[T]:

@@ -60,6 +60,8 @@ class KeyValueCache:
 
     def move(self, sources: Tensor, destinations: Tensor, length: int) -> None:
         """Copy the first `length` tokens of slots `sources` over those of `destinations`, both `(N,)`."""
+        if not len(sources):
+            return
         for stored in (tensor for layer in self._layers.values() for tensor in layer):
             stored[destinations, :, :length] = stored[sources, :, :length]
 
