@@ -286,7 +286,9 @@ class Kernels:
 
     def packed_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
         """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""
-        ids = ids.contiguous()
+        ids = ids.to(torch.long).contiguous()
+        least, most = (int(end) for end in ids.aminmax())
+        assert 0 <= least <= most < packed.outputs, f"expected ids below {packed.outputs}, and got {least} to {most}"
         out = torch.empty(len(ids), packed.inputs, dtype=self.dtype)
         self._call["packed_rows"](byref(packed), ids.data_ptr(), len(ids), self.at(out))
         return out

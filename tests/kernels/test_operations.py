@@ -305,6 +305,10 @@ def test_a_narrower_weight_gives_the_product_of_its_values(kernels: Kernels, row
     torch.testing.assert_close(kernels.linear(x, narrow, other), kernels.linear(x, whole, other))
     ids = torch.tensor([0, outputs - 1, 5, 5])
     assert torch.equal(kernels.packed_rows(narrow, ids), weight[ids].to(kernels.dtype))
+    assert torch.equal(kernels.packed_rows(narrow, ids.int()), weight[ids].to(kernels.dtype))
+    for wrong in (-1, outputs):
+        with pytest.raises(AssertionError, match=f"got 0 to {wrong}" if wrong > 0 else "got -1 to 0"):
+            kernels.packed_rows(narrow, torch.tensor([0, wrong]))
 
 
 def test_weights_of_other_dtypes_are_refused(kernels: Kernels) -> None:

@@ -66,6 +66,20 @@ def test_micro_batches_change_nothing(model_directory: str, layout: str) -> None
             torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["tree", "rows"])
+def test_logprobs_come_in_the_order_of_the_branches_whatever_the_budget(model_directory: str, layout: str) -> None:
+    loaded = fresh(model_directory, layout=layout)
+    alone = [
+        evaluate_logprobs(loaded, [TokenTree(tree.prompt_ids, (branch,))], 4096, temperature=0.7)[0]
+        for tree in TREES
+        for branch in tree.branches
+    ]
+    for budget in (4096, 8, 1):
+        rows = evaluate_logprobs(loaded, TREES, budget, temperature=0.7)
+        for row, expected in zip(rows, alone, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_mean_of_micro_batch_means_would_be_seen(model_directory: str) -> None:
     """Negative control of the test above: the classic wrong denominator gives another gradient."""
 
