@@ -176,6 +176,8 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     """
     differences = b - a
     differences = differences[differences != 0]
+    if len(differences) < 2:
+        return 1.0  # either sign is as large
     if np.isin(differences, (-1.0, 1.0)).all():
         return mcnemar_p(int((differences > 0).sum()), int((differences < 0).sum()))
     test = stats.permutation_test(

@@ -174,6 +174,12 @@ def test_equal_shares_rule_out_a_gain_only_over_many_problems() -> None:
     assert no_gain_p(many, many, 0.05) < 0.05
 
 
+@pytest.mark.parametrize("difference", [0.0, 0.3, -1.0])
+def test_paired_p_of_models_that_differ_on_one_problem_at_most(difference: float) -> None:
+    a = np.array([0.5, 0.25, 1.0])
+    assert paired_p(a, a + [0.0, difference, 0.0]) == 1.0
+
+
 def test_paired_p_takes_any_scores() -> None:
     a, b = np.random.default_rng(4).normal(0, 5, (2, 30))
     assert paired_p(a, b) == pytest.approx(scipy_stats.ttest_rel(b, a).pvalue, abs=0.02)
