@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmarks.machine import processor
 from benchmarks.tables import table
-from posttrain.kernels.operations import LANES, Attention, DecodeRows, Kernels, compiled_kernels, decode_step
+from posttrain.kernels.operations import Attention, DecodeRows, Kernels, compiled_kernels, decode_step
 from posttrain.models.devices import resolve_dtype
 from posttrain.models.matmul import matmul
 from posttrain.models.padded_trees import PaddedTrees
@@ -72,9 +72,9 @@ def cases(kernels: Kernels) -> Iterator[Case]:
     """Yield every case: products and attention of decoding, attention within trees, passes over activations."""
     for rows in (1, 4, 16, 64):
         yield linear_case(kernels, rows)
+        yield linear_case(kernels, rows, rank=16)
         if kernels.dtype == torch.float32:
             yield linear_case(kernels, rows, narrow=True)
-    yield packing_case(kernels)
     for rows in (1, 16, 64):
         yield decode_attention_case(kernels, rows)
     for trees, group, prompt, length in ((4, 4, 128, 64), (1, 8, 128, 128), (8, 1, 128, 128)):
@@ -83,38 +83,22 @@ def cases(kernels: Kernels) -> Iterator[Case]:
     yield from pass_cases(kernels)
 
 
-def linear_case(kernels: Kernels, rows: int, *, narrow: bool = False) -> Case:
-    """Return a decoding step's products of some rows; with `narrow`, our weights are in bfloat16."""
+def linear_case(kernels: Kernels, rows: int, *, narrow: bool = False, rank: int = 0) -> Case:
+    """Return a decoding step's products of some rows; with `narrow`, our weights are in bfloat16.
+
+    With a rank, each weight has an adapter; torch's products have it folded in, ours compute it beside.
+    """
     weights = [_normal(kernels, 2 * INNER, HIDDEN) for _ in range(LAYERS)]
-    packed = [kernels.packed(weight.bfloat16() if narrow else weight, None) for weight in weights]
+    adapter = (torch.randn(2 * INNER, rank), torch.randn(rank, HIDDEN)) if rank else None
+    layers = [kernels.join([weight.bfloat16() if narrow else weight], None, [adapter]) for weight in weights]
     x = _normal(kernels, rows, HIDDEN)
+    kinds = (", weights in bfloat16" if narrow else "") + (f", adapters of rank {rank}" if rank else "")
     return Case(
-        f"{LAYERS} products {rows} x {HIDDEN} x {2 * INNER}" + (", weights in bfloat16" if narrow else ""),
-        lambda: [kernels.linear(x, layer) for layer in packed],
+        f"{LAYERS} products {rows} x {HIDDEN} x {2 * INNER}{kinds}",
+        lambda: [kernels.linear(x, layer) for layer in layers],
         lambda: [F.linear(x, weight) for weight in weights],
         2.0 * LAYERS * rows * HIDDEN * 2 * INNER,
     )
-
-
-def packing_case(kernels: Kernels, rank: int = 16) -> Case:
-    """Return the folding of an adapter into a step's weights, and their way into panels."""
-    weights = [_normal(kernels, 2 * INNER, HIDDEN) for _ in range(LAYERS)]
-    outer, inner = torch.randn(2 * INNER, rank), torch.randn(rank, HIDDEN)
-    packed = [kernels.packed(weight, None) for weight in weights]
-    panels = packed[0].tensors[0]
-    assert panels is not None
-
-    def by_kernels() -> None:
-        for layer, weight in zip(packed, weights, strict=True):
-            kernels.pack(layer, 0, weight, (outer, inner))
-
-    def by_torch() -> None:
-        for weight in weights:
-            folded = torch.addmm(weight.float(), outer, inner).to(kernels.dtype)
-            panels.copy_(folded.view(-1, LANES, panels.shape[1], panels.shape[3]).transpose(1, 2))
-
-    flops = 2.0 * LAYERS * rank * HIDDEN * 2 * INNER
-    return Case(f"{LAYERS} weights with adapters packed", by_kernels, by_torch, flops)
 
 
 def decode_attention_case(kernels: Kernels, rows: int, prompt: int = 128, own: int = 64) -> Case:

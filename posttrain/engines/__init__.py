@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, model: "Model") -> None:
-        """Sample from the weights of `model` (adapters folded in) from now on; nothing computed before is reused."""
+        """Sample from the weights of `model` (with its adapters) from now on; nothing computed before is reused."""
         ...
 
     def close(self) -> None:

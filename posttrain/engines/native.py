@@ -28,12 +28,12 @@ from posttrain.settings import EngineSettings, SamplingSettings
 
 
 class NativeEngine:
-    """Generates with its own copy of the policy's weights and adapters; see `engines.Engine`."""
+    """Generates with the policy's frozen weights and copies of those that are trained; see `engines.Engine`."""
 
     def __init__(
         self, policy: LoadedModel, settings: EngineSettings, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        """Copy the weights of `policy`, narrower ones as they are; the engine does not keep the model."""
+        """Take the weights of `policy`; frozen ones are shared where they can be, and the model is not kept."""
         self._tokenizer, self._eos_ids = policy.tokenizer, policy.eos_ids
         self._max_sequences = settings.max_sequences
         self._should_stop = should_stop
@@ -55,7 +55,7 @@ class NativeEngine:
         self._stacks = stack_agrees(model)
 
     def load_weights(self, model: Model) -> None:
-        """Copy the weights of `model` with its adapters; caches live only within one `generate`."""
+        """Take the weights of `model` with its adapters; caches live only within one `generate`."""
         self._open_model()
         assert self._weights is not None
         self._weights.load(unfolded_weights(model))

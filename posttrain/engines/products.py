@@ -1,12 +1,11 @@
 """The matrix products of an inference copy: linear layers that read the same input are joined into one.
 
 Floor 2: knows torch modules, and no architecture by name: which layers share an input is seen in one forward. Decoding
-streams every weight once a step, so fewer and larger products, of weights that already lie as the CPU's kernel wants
-them, are most of its speed. Weights that are narrower than the products' dtype stay so: adapters on them are products
-beside theirs, on all others they are folded in.
+streams every weight once a step, so fewer and larger products are most of its speed. Compiled kernels read frozen
+weights where the policy has them, with adapters beside; torch's products read copies, with adapters folded in, but for
+weights that are narrower than the products' dtype, which an adapter is never rounded to.
 """
 
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, cast
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.kernels.operations import LANES, Kernels, PackedLinear, compiled_kernels
+from posttrain.kernels.operations import LANES, Kernels, Linear, compiled_kernels
 from posttrain.models.attention import RowsLayout
 from posttrain.models.devices import multiplies_bfloat16_fast
 from posttrain.models.frozen import FrozenLinear, is_narrower, multiply, product_dtype
@@ -57,24 +56,24 @@ class OneDnnLinear(NamedTuple):
 
 
 class CompiledLinear(NamedTuple):
-    """As our own kernels read it."""
+    """As our own kernels read it, adapters included."""
 
     kernels: Kernels
-    packed: PackedLinear
+    linear: Linear
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        return self.kernels.linear(x, self.packed, other)
+        return self.kernels.linear(x, self.linear, other)
 
 
 class AdaptedLinear(NamedTuple):
     """A frozen layer with an adapter beside it, whose inner product comes first."""
 
-    frozen: StoredLinear
-    inner: StoredLinear
-    outer: StoredLinear
+    frozen: PlainLinear
+    inner: Tensor  # (R, K)
+    outer: Tensor  # (N, R)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        return self.outer(self.inner(x), self.frozen(x, other))
+        return self.frozen(x, other).add_(x @ self.inner.T @ self.outer.T)
 
 
 class LayerWeights(NamedTuple):
@@ -85,38 +84,33 @@ class LayerWeights(NamedTuple):
     added: LowRank | None = None
 
 
-def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype, old: StoredLinear | None = None) -> StoredLinear:
-    """Return copies of linear layers with one input as a single layer, in the memory of an old one where that serves.
+def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
+    """Return linear layers with one input as a single layer, whose products are in `dtype`.
 
-    Products are in `dtype`, in the layout that is fastest where the weights lie. Adapters are folded in; where all
-    weights are narrower than `dtype` they stay so, and adapters are left out.
+    Where compiled kernels serve, weights that are frozen are read where they are; all others are copies.
     """
-    narrow = _are_narrow(layers, dtype)
+    narrow = all(is_narrower(layer.weight.dtype, dtype) for layer in layers)
     stored = layers[0].weight.dtype if narrow else dtype
-    added = [None if narrow else layer.added for layer in layers]
     bias = _joined_bias(layers, dtype)
-    outputs, inputs = sum(len(layer.weight) for layer in layers), layers[0].weight.shape[1]
     kernels = compiled_kernels(layers[0].weight.device, dtype)
-    if kernels is None or inputs % LANES or any(len(layer.weight) % LANES for layer in layers):
-        pairs = zip(layers, added, strict=True)
-        folded = [layer.weight if low is None else low.folded_into(layer.weight, dtype) for layer, low in pairs]
-        weight = torch.cat(folded).to(stored)
-        if not narrow and _onednn_packs(weight):
-            return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
-        return PlainLinear(weight, bias)
-    if isinstance(old, CompiledLinear) and old.packed.dtype == stored and bias is None:
-        compiled = old
-    else:
-        compiled = CompiledLinear(kernels, kernels.new_packed(outputs, inputs, stored, bias))
-    start = 0
-    for layer, low in zip(layers, added, strict=True):
-        kernels.pack(compiled.packed, start, layer.weight, None if low is None else (low.outer, low.inner))
-        start += len(layer.weight)
-    return compiled
+    if kernels is not None and all(size % LANES == 0 for layer in layers for size in layer.weight.shape):
+        weights = [_readable(layer.weight, stored) for layer in layers]
+        adapters = [None if layer.added is None else (layer.added.outer, layer.added.inner) for layer in layers]
+        return CompiledLinear(kernels, kernels.join(weights, bias, adapters))
+    if narrow:
+        plain = PlainLinear(torch.cat([layer.weight for layer in layers]), bias)
+        return plain if all(layer.added is None for layer in layers) else _with_adapters(plain, layers, dtype)
+    weight = torch.cat(
+        [layer.weight if layer.added is None else layer.added.folded_into(layer.weight, dtype) for layer in layers]
+    ).to(stored)
+    if _onednn_packs(weight):
+        return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
+    return PlainLinear(weight, bias)
 
 
-def _are_narrow(layers: Sequence[LayerWeights], dtype: torch.dtype) -> bool:
-    return all(is_narrower(layer.weight.dtype, dtype) for layer in layers)
+def _readable(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight as kernels read it: its own memory, or a copy where that is trained or of another form."""
+    return weight.detach().to(dtype, copy=weight.requires_grad).contiguous()
 
 
 def _joined_bias(layers: Sequence[LayerWeights], dtype: torch.dtype) -> Tensor | None:
@@ -141,25 +135,16 @@ class JoinedProduct:
     """The product of several linear layers with the same input, and where their outputs wait."""
 
     def __init__(self, names: Sequence[str], layers: Sequence[LayerWeights], dtype: torch.dtype) -> None:
-        """Take the layers' names, in the order in which the model calls them, and copies of their weights."""
+        """Take the layers' names, in the order in which the model calls them, and their weights."""
         self.names, self.dtype = names, dtype
         self.sizes = [len(layer.weight) for layer in layers]  # of their outputs
         self.outputs: Sequence[Tensor] = ()  # of the layers, between the first one's call and the last one's
         self.input: Tensor | None = None
-        self._frozen: StoredLinear | None = None
-        self._sources: list[_Source] = []
         self.set(layers)
 
     def set(self, layers: Sequence[LayerWeights]) -> None:
-        """Take copies of other weights; of frozen ones only where they are not those of before."""
-        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
-        narrow = _are_narrow(layers, self.dtype)
-        folds = not narrow and any(layer.added is not None for layer in layers)
-        known = len(self._sources) == len(tensors) and all(map(_Source.is_of, self._sources, tensors))
-        if self._frozen is None or folds or not known:
-            self._frozen = joined_linear(layers, self.dtype, self._frozen)
-            self._sources = [] if folds else list(map(_Source, tensors))
-        self.whole = _with_adapters(self._frozen, layers, self.dtype) if narrow else self._frozen
+        """Compute with other weights from now on."""
+        self.whole = joined_linear(layers, self.dtype)
 
     def output(self, place: int, x: Tensor) -> Tensor:
         """Return the output of the layer at `place`; the first one's call computes them all."""
@@ -204,32 +189,14 @@ def join_linears(model: nn.Module, run: Callable[[], object], skip: Collection[s
     return products
 
 
-class _Source:
-    """Which tensor a copy was made of, and whether it still is what was copied; only frozen ones are remembered."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = None if tensor.requires_grad else weakref.ref(tensor), tensor._version
-
-    def is_of(self, tensor: Tensor) -> bool:
-        return self._tensor is not None and self._tensor() is tensor and self._version == tensor._version
-
-
-def _with_adapters(frozen: StoredLinear, layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
-    """Return joined layers with their adapters as one: of rank R, the sum of theirs, which zeros fill up to LANES."""
-    if all(layer.added is None for layer in layers):
-        return frozen
-    ranks = [0 if layer.added is None else len(layer.added.inner) for layer in layers]
-    weight = layers[0].weight
-    inner = weight.new_zeros(-(-sum(ranks) // LANES) * LANES, weight.shape[1], dtype=dtype)  # (R, K)
-    outer = weight.new_zeros(sum(len(layer.weight) for layer in layers), len(inner), dtype=dtype)  # (N, R)
-    rank = row = 0
-    for layer, layer_rank in zip(layers, ranks, strict=True):
-        size = len(layer.weight)
-        if layer.added is not None:
-            inner[rank : rank + layer_rank] = layer.added.inner
-            outer[row : row + size, rank : rank + layer_rank] = layer.added.outer
-        rank, row = rank + layer_rank, row + size
-    return AdaptedLinear(frozen, *(joined_linear([LayerWeights(weight)], dtype) for weight in (inner, outer)))
+def _with_adapters(frozen: PlainLinear, layers: Sequence[LayerWeights], dtype: torch.dtype) -> AdaptedLinear:
+    """Return joined layers with their adapters as one, of the sum R of their ranks."""
+    adapters = [layer.added for layer in layers if layer.added is not None]
+    inner = torch.cat([added.inner for added in adapters]).to(dtype)  # (R, K)
+    outers = (
+        layer.weight.new_zeros(len(layer.weight), 0) if layer.added is None else layer.added.outer for layer in layers
+    )
+    return AdaptedLinear(frozen, inner, torch.block_diag(*outers).to(dtype))
 
 
 def _groups_by_input(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:

@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 from posttrain.engines.cache import KeyValueCache
 from posttrain.engines.layers import ShortDecoderLayer, head_norms
 from posttrain.engines.layouts import DecodeLayout, Grouping, PrefillLayout
-from posttrain.engines.products import AdaptedLinear, CompiledLinear, StoredLinear, probe_ids, probe_logits, same_logits
+from posttrain.engines.products import CompiledLinear, StoredLinear, probe_ids, probe_logits, same_logits
 from posttrain.kernels.operations import (
     LANES,
     MAX_HEAD_SIZE,
     Attention,
     Kernels,
     Layer,
-    PackedAdapted,
     compiled_kernels,
     decode_step,
 )
@@ -111,7 +110,7 @@ def _is_served(layer: Any) -> bool:
     if not isinstance(layer, ShortDecoderLayer) or layer.kernels is None:
         return False
     size = layer.self_attn.head_dim
-    compiled = all(_packed(whole) is not None for whole in _products(layer))
+    compiled = all(isinstance(whole, CompiledLinear) for whole in _products(layer))
     return compiled and size % LANES == 0 and size <= MAX_HEAD_SIZE
 
 
@@ -121,17 +120,10 @@ def _products(layer: Any) -> list[StoredLinear]:
     return [linear.product.whole for linear in linears]
 
 
-def _packed(product: StoredLinear) -> PackedAdapted | None:
-    """Return a product as the kernels read it; None where they cannot."""
-    parts = product if isinstance(product, AdaptedLinear) else (product,)
-    packed = [part.packed for part in parts if isinstance(part, CompiledLinear)]
-    return PackedAdapted(*packed) if len(packed) == len(parts) else None
-
-
 def _layer(layer: Any, kernels: Kernels) -> Layer:
     attention = layer.self_attn
-    states, output, gate_up, down = (packed for packed in map(_packed, _products(layer)) if packed is not None)
-    heads = output.frozen.inputs // attention.head_dim
+    states, output, gate_up, down = (whole.linear for whole in _products(layer) if isinstance(whole, CompiledLinear))
+    heads = output.inputs // attention.head_dim
     *norms, epsilon = head_norms(attention) or (None, None, 0.0)
     return Layer(
         attention_norm=kernels.at(layer.input_layernorm.weight),

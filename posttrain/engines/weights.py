@@ -6,20 +6,12 @@ Floor 2: on the joined products of `products.py`. Weights that are narrower than
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from posttrain.engines.products import (
-    CompiledLinear,
-    JoinedProduct,
-    LayerWeights,
-    PlainLinear,
-    join_linears,
-    probe_logits,
-    same_logits,
-)
+from posttrain.engines.products import JoinedProduct, LayerWeights, join_linears, probe_logits, same_logits
 from posttrain.errors import ModelError
-from posttrain.models.frozen import FrozenEmbedding, is_narrower, keep_stored_weights
+from posttrain.models.frozen import is_narrower, keep_stored_weights
 from posttrain.models.logprobs import compute_dtype
 from posttrain.models.lora import LowRank
 
@@ -35,7 +27,7 @@ class InferenceWeights:
 
     @torch.no_grad()
     def adopt(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
-        """Let the model compute with these weights, without adapters and without copies, until `join` makes those."""
+        """Let the model compute with these weights, without adapters and without copies, for `join`."""
         plain = dict(self._model.named_parameters())
         for name, weight, _ in self._checked(weights):
             plain[name].data = self._stored(weight)
@@ -43,7 +35,7 @@ class InferenceWeights:
 
     @torch.no_grad()
     def join(self) -> None:
-        """Join the model's linear layers; its attention must be "posttrain". All weights are copies after that."""
+        """Join the model's linear layers; its attention must be "posttrain"."""
         model, embedding = self._model, _embedding_weight(self._model)
         head = model.get_output_embeddings()
         tied = [name for name, module in model.named_modules() if module is head and head.weight is embedding]
@@ -52,18 +44,15 @@ class InferenceWeights:
         products = join_linears(model, lambda: probe_logits(model), skip=biased)
         self._product_of = {layer: product for product in products for layer in product.names}
         self._tied_head = self._product_of.pop(tied[0], None) if tied else None
-        if self._tied_head is not None and self._pack_embedding(self._tied_head):
-            self._tied_head = None
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-        if self._tied_head is not None:
-            self._tied_head.whole = PlainLinear(_embedding_weight(model), None)
         if not same_logits(probe_logits(model), before):
             raise ModelError(f"{type(model).__name__} computes other logits where layers with one input are joined")
 
     @torch.no_grad()
     def load(self, weights: Iterable[tuple[str, Tensor, LowRank | None]]) -> None:
-        """Copy the weights; raises ModelError for one that the model has not, and where one is missing."""
+        """Compute with these weights: frozen ones are shared where they can be, those that are trained are copied.
+
+        Raises ModelError for one that the model has not, and where one is missing.
+        """
         plain = dict(self._model.named_parameters())
         parts: dict[str, Tensor] = {}  # of products that are not complete yet
         adapters: dict[str, LowRank] = {}
@@ -72,7 +61,7 @@ class InferenceWeights:
             if product is None:
                 whole = weight if added is None else added.folded_into(weight, self._dtype)
                 dtype = torch.promote_types(self._stored(whole).dtype, plain[name].dtype)
-                plain[name].data = whole.to(self._model.device, dtype, copy=True)
+                plain[name].data = whole.detach().to(self._model.device, dtype, copy=whole.requires_grad)
                 continue
             parts[name] = weight.to(self._model.device)
             if added is not None:
@@ -80,7 +69,7 @@ class InferenceWeights:
             if all(part in parts for part in self._parts_of(product)):
                 product.set([self._layer(name, parts, adapters) for name in product.names])
         if self._tied_head is not None:
-            self._tied_head.whole = PlainLinear(_embedding_weight(self._model), None)
+            self._tied_head.set([LayerWeights(_embedding_weight(self._model))])
 
     def _checked(
         self, weights: Iterable[tuple[str, Tensor, LowRank | None]]
@@ -103,17 +92,6 @@ class InferenceWeights:
         weight = f"{name}.weight"
         return LayerWeights(parts.pop(weight), parts.pop(f"{name}.bias", None), adapters.pop(weight, None))
 
-    def _pack_embedding(self, head: JoinedProduct) -> bool:
-        """Let the embedding read the packed weight of the head that is tied to it, where both allow that."""
-        embedding = self._model.get_input_embeddings()
-        if type(embedding) not in (nn.Embedding, FrozenEmbedding) or not isinstance(head.whole, CompiledLinear):
-            return False
-        (name,) = (name for name, module in self._model.named_modules() if module is embedding)
-        self._model.set_submodule(name, PackedEmbedding(head))
-        head.names = [name]  # by which its weight comes
-        self._product_of[name] = head
-        return True
-
     def _parts_of(self, product: JoinedProduct) -> list[str]:
         names = [f"{layer}.{kind}" for layer in product.names for kind in ("weight", "bias")]
         return [name for name in names if name in self._expected]
@@ -123,18 +101,3 @@ def _embedding_weight(model: PreTrainedModel) -> Tensor:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-class PackedEmbedding(nn.Module):
-    """An embedding whose weight lies as the head that is tied to it wants it."""
-
-    def __init__(self, head: JoinedProduct) -> None:
-        """Take the head's product, which is `CompiledLinear`."""
-        super().__init__()
-        self._head = head
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the vectors `(..., E)` of ids `(...)`."""
-        stored = self._head.whole
-        assert isinstance(stored, CompiledLinear)
-        return stored.kernels.packed_rows(stored.packed, ids.flatten()).view(*ids.shape, -1)

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 #if defined(__linux__)
@@ -26,43 +26,20 @@ constexpr int64_t kBlock = 256;  // entries of a vocabulary that are summed in f
 
 #include "vectors.h"
 
-// A linear layer's weight (out, in), repacked: panels of 16 outputs, within which 16 outputs of one input lie together;
-// of bfloat16, two inputs of each output lie side by side, as the CPU's instructions for pairs want them.
-// Outputs are padded with zeros to a multiple of 32.
-template <class T>
-struct Linear {
-  const void* weight;  // of T; or of bfloat16 whatever T is, if `narrow`
-  const T* bias;       // (out), or null
-  int64_t in, out, narrow;
-};
-
 constexpr int kColumns = 2 * kLanes;  // of a block of outputs
 constexpr int kChunk = 32;            // rows computed against a block at a time
 constexpr int kMostRows = kSums < 8 ? kSums : 8;  // whose sums fill the registers, of one panel or of both
 
 // What a product reads: `in` inputs of each row of x, whose rows begin `step` elements apart, and of two panels, that of
-// 16 outputs and that of the next 16; null where there are no more. `cold`: the panels are not in a cache yet.
-template <class T, class W = T>
+// 16 outputs and that of the next 16; null where there are no more. In a panel 16 outputs of one input lie together; of
+// bfloat16, two inputs of each output lie side by side, as the CPU's instructions for pairs want them.
+template <class T>
 struct Factors {
   const T* x;
   int64_t step, in;
-  const W *panel, *next;
-  bool cold = false;
+  const T *panel, *next;
+  bool goes_on = false;  // from what the block holds, by vectors
 };
-
-// Asks for lines of 64 bytes of weights 2 KB after those of input k, past the end for those of the panels after these: the
-// CPU itself looks ahead within a page, and decoding waits for memory more than it computes. Always inline: a call whose
-// one effect is this, GCC takes for one without effect.
-template <int panels, int lines, class T, class W>
-[[gnu::always_inline]] inline void ask_ahead(const Factors<T, W>& of, int64_t k) {
-  constexpr int64_t line = 64 / sizeof(W), ahead = 32 * line / kLanes;
-  const int64_t later = (k + ahead < of.in ? k + ahead : k + ahead + of.in) * kLanes;
-#pragma GCC unroll 16
-  for (int i = 0; i < lines; ++i) {
-    __builtin_prefetch(of.panel + later + i * line);
-    if constexpr (panels == 2) __builtin_prefetch(of.next + later + i * line);
-  }
-}
 
 // totals[m] += x[m * step] * weights.
 template <int num, int panels, class T>
@@ -73,6 +50,15 @@ inline void add_products(Vec (&totals)[num][panels], const T* x, int64_t step, c
 #pragma GCC unroll 2
     for (int i = 0; i < panels; ++i) totals[m][i] += factor * weights[i];
   }
+}
+
+// What sums go on from: what the block holds, or 0.
+template <int num, int panels>
+[[gnu::always_inline]] inline void load_block(const float* block, int64_t width, bool goes_on, Vec (&totals)[num][panels]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < num; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) totals[m][i] = goes_on ? load(block + m * width + i * kLanes) : Vec{};
 }
 
 template <int num, int panels>
@@ -86,10 +72,10 @@ inline void store_block(const Vec (&totals)[num][panels], float* block, int64_t 
 // block[m][0..15] = x[m] . panel, and with two panels block[m][16..31] = x[m] . next, for `num` rows of x; `width` floats
 // lie between the starts of two rows of block.
 template <int num, int panels>
-void multiply_rows(const Factors<float, float>& of, float* block, int64_t width) {
-  Vec totals[num][panels] = {};
+void multiply_rows(const Factors<float>& of, float* block, int64_t width) {
+  Vec totals[num][panels];
+  load_block(block, width, of.goes_on, totals);
   for (int64_t k = 0; k < of.in; ++k) {
-    if (of.cold) ask_ahead<panels, 1>(of, k);
     Vec weights[panels];
     weights[0] = load(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load(of.next + k * kLanes);
@@ -98,11 +84,12 @@ void multiply_rows(const Factors<float, float>& of, float* block, int64_t width)
   store_block(totals, block, width);
 }
 
-template <int num, int panels, class T>
-void multiply_rows(const Factors<T, BFloat16>& of, float* block, int64_t width) {
-  Vec totals[num][panels] = {};
+#if !defined(__AVX512BF16__)
+template <int num, int panels>
+void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
+  Vec totals[num][panels];
+  load_block(block, width, of.goes_on, totals);
   for (int64_t k = 0; k < of.in; k += 2) {
-    if (of.cold) ask_ahead<panels, 1>(of, k);
     Vec weights[panels];  // of the first of two inputs, then of the second: those of both fit no registers of AVX2
     weights[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
@@ -113,13 +100,12 @@ void multiply_rows(const Factors<T, BFloat16>& of, float* block, int64_t width) 
   }
   store_block(totals, block, width);
 }
-
-#if defined(__AVX512BF16__)
+#else
 template <int num, int panels>
-void multiply_rows(const Factors<BFloat16, BFloat16>& of, float* block, int64_t width) {
-  Vec totals[num][panels] = {};
+void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
+  Vec totals[num][panels];
+  load_block(block, width, of.goes_on, totals);
   for (int64_t k = 0; k < of.in; k += 2) {
-    if (of.cold) ask_ahead<panels, 1>(of, k);
     __m512bh weights[panels];
     weights[0] = load_pairs(of.panel + k * kLanes);
     if constexpr (panels == 2) weights[1] = load_pairs(of.next + k * kLanes);
@@ -137,23 +123,23 @@ void multiply_rows(const Factors<BFloat16, BFloat16>& of, float* block, int64_t 
 #endif
 
 // Both panels, one after the other where the sums of both do not fit the registers.
-template <int num, class T, class W>
-void multiply_rows(const Factors<T, W>& of, float* block, int64_t width) {
+template <int num, class T>
+void multiply_rows(const Factors<T>& of, float* block, int64_t width) {
   if (!of.next) {
     multiply_rows<num, 1>(of, block, width);
   } else if constexpr (2 * num <= kSums) {
     multiply_rows<num, 2>(of, block, width);
   } else {
     multiply_rows<num, 1>(of, block, width);
-    multiply_rows<num, 1>(Factors<T, W>{of.x, of.step, of.in, of.next, of.next, of.cold}, block + kLanes, width);
+    multiply_rows<num, 1>(Factors<T>{of.x, of.step, of.in, of.next, of.next, of.goes_on}, block + kLanes, width);
   }
 }
 
 // The same for up to 32 rows.
-template <class T, class W>
-void multiply_vectors(const Factors<T, W>& of, int rows, float* block, int64_t width) {
+template <class T>
+void multiply_vectors(const Factors<T>& of, int rows, float* block, int64_t width) {
   for (int row = 0; row < rows;) {
-    const Factors<T, W> from{of.x + row * of.step, of.step, of.in, of.panel, of.next, of.cold && row == 0};
+    const Factors<T> from{of.x + row * of.step, of.step, of.in, of.panel, of.next, of.goes_on};
     float* to = block + row * width;
     const int left = rows - row;
     if (left >= 8 && kMostRows >= 8) {
@@ -195,8 +181,8 @@ struct Tiles {
 };
 
 template <int panels>
-void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
-  const auto& [x, step, in, panel, next, cold] = of;
+void multiply_tiles(const Factors<BFloat16>& of, int rows, float* block, int64_t width) {
+  const auto& [x, step, in, panel, next, goes_on] = of;
   const BFloat16* lower = x + 16 * step;
   asm volatile("" : : : "memory");
   _tile_zero(0);
@@ -204,7 +190,6 @@ void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* bloc
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t k = 0; k < in; k += 32) {
-    if (cold) ask_ahead<panels, 16>(of, k);
     _tile_loadd(4, x + k, step * 2);
     _tile_loadd(6, panel + k * kLanes, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -225,7 +210,7 @@ void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* bloc
   if constexpr (panels == 2) _tile_stored(1, block + kLanes, width * 4);
 }
 
-void multiply_tiles(const Factors<BFloat16, BFloat16>& of, int rows, float* block, int64_t width) {
+void multiply_tiles(const Factors<BFloat16>& of, int rows, float* block, int64_t width) {
   if (of.next) {
     multiply_tiles<2>(of, rows, block, width);
   } else {
@@ -239,17 +224,16 @@ struct Tiles {
   explicit Tiles(bool) {}
 };
 
-void multiply_tiles(const Factors<BFloat16, BFloat16>&, int, float*, int64_t) {}
+void multiply_tiles(const Factors<BFloat16>&, int, float*, int64_t) {}
 #endif
 
 inline bool by_tiles(const BFloat16*, int64_t in) { return in % 32 == 0 && tiles_granted(); }
 inline bool by_tiles(const float*, int64_t) { return false; }
-template <class W>
-void multiply_tiles(const Factors<float, W>&, int, float*, int64_t) {}
+void multiply_tiles(const Factors<float>&, int, float*, int64_t) {}
 
 // block[m][0..31] = x[m] . two panels, for up to 32 rows; by tiles, x and block have room for 16 or 32 of them.
-template <class T, class W>
-inline void multiply(const Factors<T, W>& of, int rows, float* block, int64_t width, bool tiled) {
+template <class T>
+inline void multiply(const Factors<T>& of, int rows, float* block, int64_t width, bool tiled) {
   if (tiled) {
     multiply_tiles(of, rows, block, width);
   } else {
@@ -257,43 +241,12 @@ inline void multiply(const Factors<T, W>& of, int rows, float* block, int64_t wi
   }
 }
 
-// out (rows, out) = x @ weight.T + bias + other, within a parallel region whose threads call it together.
-// x has room for whole chunks of 32 rows, whatever lies there; other, and out, may be one another.
-template <class W, class T>
-void linear_of(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
-  const bool tiled = by_tiles(x, layer.in);
-  const Tiles tiles(tiled);
-  alignas(64) float block[kChunk * kColumns];
-#pragma omp for schedule(static) collapse(2)
-  for (int64_t column = 0; column < layer.out; column += kColumns) {
-    for (int64_t first = 0; first < rows; first += kChunk) {
-      const W* panel = static_cast<const W*>(layer.weight) + column * layer.in;
-      const int64_t width = std::min<int64_t>(kColumns, layer.out - column);
-      const int num = int(std::min<int64_t>(kChunk, rows - first));
-      const bool single = width <= kLanes;
-      const Factors<T, W> factors{x + first * layer.in, layer.in, layer.in, panel,
-                                  single ? nullptr : panel + layer.in * kLanes, first == 0};
-      multiply(factors, num, block, kColumns, tiled);
-      for (int m = 0; m < num; ++m) {
-        const int64_t start = (first + m) * layer.out + column;
-        for (int64_t i = 0; i < width; i += kLanes) {
-          Vec sum = load(block + m * kColumns + i);
-          if (layer.bias) sum += load(layer.bias + column + i);
-          if (other) sum += load(other + start + i);
-          store(out + start + i, sum);
-        }
-      }
-    }
-  }
-}
-
+// A vector's memory, for `count` elements at least; never null, which a product takes for a panel that is not there.
+// One that shrank and grew again would be filled with zeros each time.
 template <class T>
-void linear(const T* x, int64_t rows, const Linear<T>& layer, const T* other, T* out) {
-  if (layer.narrow) {
-    linear_of<BFloat16>(x, rows, layer, other, out);
-  } else {
-    linear_of<T>(x, rows, layer, other, out);
-  }
+T* with_room(std::vector<T>& of, int64_t count) {
+  if (int64_t(of.size()) <= count) of.resize(count + 1);
+  return of.data();
 }
 
 // The largest of some scores, and the sum of all weights e^(scaling (score - largest)).
@@ -316,6 +269,7 @@ Softmax exponentials(const float* scores, int64_t count, float scaling, Out* wei
 }
 
 #include "tree_attention.h"
+#include "linear.h"
 
 // Rows of keys or values, (length, size).
 template <class T>
@@ -601,21 +555,13 @@ inline void softmax(float* scores, int64_t count, float scaling) {
 
 // What a thread computes in between; the last four of siblings only.
 template <class T>
-struct Room {
+struct AttentionRoom {
   std::vector<float> queries, attended, scores;
   std::vector<T> queries_out, values_in, weights, rows;
 };
 
-// A vector's memory, for `count` elements at least; never null, which a product takes for a panel that is not there.
-// One that shrank and grew again would be filled with zeros each time.
 template <class T>
-T* with_room(std::vector<T>& of, int64_t count) {
-  if (int64_t(of.size()) <= count) of.resize(count + 1);
-  return of.data();
-}
-
-template <class T>
-void attend(const HeadOfRow<T>& of, const T* states, T* out, Room<T>& room) {
+void attend(const HeadOfRow<T>& of, const T* states, T* out, AttentionRoom<T>& room) {
   const auto& layer = of.layer;
   const int64_t group = of.group, size = of.size, seen = of.prompt_seen + of.own_seen;
   const int64_t width = seen + 2 * kLanes;  // a block of scores ends past its keys
@@ -662,7 +608,7 @@ void scores_by_tiles(const T* queries_out, int64_t from, int64_t num, Rows<T> ke
 // sums go by the position of a key, and those which only others see add zeros.
 template <class T>
 void attend_siblings(const Step<T>& step, const Attention<T>& layer, int64_t place, int64_t num, int64_t kv_head,
-                     const T* states, T* out, Room<T>& room) {
+                     const T* states, T* out, AttentionRoom<T>& room) {
   const auto sibling = [&](int64_t i) { return HeadOfRow<T>{step, layer, step.order[place + i], kv_head}; };
   const HeadOfRow<T> one = sibling(0);
   const int64_t group = one.group, size = one.size;
@@ -732,7 +678,7 @@ std::vector<int64_t> starts_of_siblings(const Step<T>& step, int64_t most) {
 
 // All rows, to out (rows, heads * size), by the threads of a parallel region together.
 template <class T>
-void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out, Room<T>& room) {
+void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* out, AttentionRoom<T>& room) {
   const int64_t group = layer.heads / layer.kv_heads;
   const bool tiled = by_tiles(states, layer.size) && group <= kChunk;
   if (tiled) {
@@ -751,112 +697,41 @@ void attend(const Step<T>& step, const Attention<T>& layer, const T* states, T* 
   }
 }
 
-// to = from + factors (rank) @ inner, of which `step` floats lie between the starts of two rows.
-template <int parts, class From, class To>
-void add_low_rank(const From* from, const float* factors, const float* inner, int64_t rank, int64_t step, To* to) {
-  Vec sums[parts];
-#pragma GCC unroll 4
-  for (int part = 0; part < parts; ++part) sums[part] = load(from + part * kLanes);
-  for (int64_t r = 0; r < rank; ++r)
-#pragma GCC unroll 4
-    for (int part = 0; part < parts; ++part) sums[part] += factors[r] * load(inner + r * step + part * kLanes);
-#pragma GCC unroll 4
-  for (int part = 0; part < parts; ++part) store(to + part * kLanes, sums[part]);
-}
-
-// A layer's weight (outputs, in) plus outer (outputs, rank) @ inner (rank, in), rounded once, to its panels.
-template <class From, class To>
-void pack_weight(const From* weight, int64_t outputs, int64_t in, const float* outer, const float* inner, int64_t rank,
-                 To* panels) {
-  constexpr int together = 4;  // vectors of sums
-#pragma omp parallel
-  {
-    std::vector<To> rows(kLanes * in);
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < outputs; first += kLanes) {
-      for (int64_t row = 0; row < kLanes; ++row) {
-        const From* from = weight + (first + row) * in;
-        const float* factors = outer + (first + row) * rank;
-        To* to = rows.data() + row * in;
-        int64_t i = 0;
-        for (; i + together * kLanes <= in; i += together * kLanes)
-          add_low_rank<together>(from + i, factors, inner + i, rank, in, to + i);
-        for (; i < in; i += kLanes) add_low_rank<1>(from + i, factors, inner + i, rank, in, to + i);
-      }
-      pack_outputs(rows.data(), kLanes, in, panels + first * in);
-    }
-  }
-}
-
-// The rows `ids` of a packed weight, out (rows, in), within a parallel region whose threads call it together.
-template <class W, class T>
-void packed_rows(const Linear<T>& layer, const int64_t* ids, int64_t rows, T* out) {
-  constexpr int pair = sizeof(W) == 2 ? 2 : 1;  // inputs of an output that lie side by side
-#pragma omp for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t panel = ids[row] / kLanes * kLanes, lane = ids[row] % kLanes;
-    const W* from = static_cast<const W*>(layer.weight) + panel * layer.in + lane * pair;
-    for (int64_t first = 0; first < layer.in; first += kLanes) {
-      float inputs[kLanes];
-      for (int i = 0; i < kLanes; ++i) inputs[i] = to_float(from[(first + i / pair * pair) * kLanes + i % pair]);
-      store(out + row * layer.in + first, load(inputs));
-    }
-  }
-}
-
-// A linear layer with an adapter beside it: inner has no weight where there is none.
-template <class T>
-struct Adapted {
-  Linear<T> frozen, inner, outer;
-};
-
-// out (rows, out) = x @ (frozen + outer @ inner).T + other; `between` has room for the rows of inner in whole chunks.
-template <class T>
-void adapted(const T* x, int64_t rows, const Adapted<T>& layer, const T* other, T* out, std::vector<T>& between) {
-  linear(x, rows, layer.frozen, other, out);
-  if (!layer.inner.weight) return;
-  linear<T>(x, rows, layer.inner, nullptr, between.data());
-  linear(between.data(), rows, layer.outer, out, out);
-}
-
 // A decoder layer of Llama's form.
 template <class T>
 struct Layer {
   const T* attention_norm;  // (in)
   const T* mlp_norm;
   float epsilon;
-  Adapted<T> states, output, gate_up, down;
+  Linear<T> states, output, gate_up, down;
   Attention<T> attention;
-
-  int64_t most_between() const {
-    return std::max({states.inner.out, output.inner.out, gate_up.inner.out, down.inner.out});
-  }
 };
 
 // hidden (rows, in) through all layers and the norm behind them, in place.
 template <class T>
 void decode_layers(const Step<T>& step, const Layer<T>* layers, int64_t num_layers, const T* norm, float epsilon,
                    T* hidden) {
-  const int64_t rows = step.rows, room = (rows + kChunk - 1) / kChunk * kChunk, size = layers[0].states.frozen.in;
-  const int64_t inner_size = layers[0].gate_up.frozen.out / 2;
-  int64_t between_size = 0;
+  const int64_t rows = step.rows, size = layers[0].states.in, inner_size = layers[0].down.in;
+  std::vector<T> normed(rows * size), states(rows * layers[0].states.out), attended(rows * layers[0].output.in),
+      gate_up(rows * 2 * inner_size), activated(rows * inner_size);
+  int64_t ranks = 0;
   for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer)
-    between_size = std::max(between_size, layer->most_between());
-  std::vector<T> normed(room * size), states(room * layers[0].states.frozen.out),
-      attended(room * layers[0].output.frozen.in), gate_up(room * 2 * inner_size), activated(room * inner_size),
-      between(room * between_size);
+    for (const Linear<T>* linear : {&layer->states, &layer->output, &layer->gate_up, &layer->down})
+      ranks = std::max(ranks, linear->ranks);
+  std::vector<float> halves(2 * rows * ranks);
 #pragma omp parallel
   {
-    Room<T> of_thread;
+    AttentionRoom<T> attention_room;
+    LinearRoom<T> room;
     for (const Layer<T>* layer = layers; layer < layers + num_layers; ++layer) {
       norm_rows(hidden, layer->attention_norm, normed.data(), rows, size, layer->epsilon);
-      adapted<T>(normed.data(), rows, layer->states, nullptr, states.data(), between);
-      attend(step, layer->attention, states.data(), attended.data(), of_thread);
-      adapted<T>(attended.data(), rows, layer->output, hidden, hidden, between);
+      linear<T>(normed.data(), rows, layer->states, nullptr, states.data(), halves, room);
+      attend(step, layer->attention, states.data(), attended.data(), attention_room);
+      linear<T>(attended.data(), rows, layer->output, hidden, hidden, halves, room);
       norm_rows(hidden, layer->mlp_norm, normed.data(), rows, size, layer->epsilon);
-      adapted<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), between);
+      linear<T>(normed.data(), rows, layer->gate_up, nullptr, gate_up.data(), halves, room);
       activate_rows(gate_up.data(), gate_up.data() + inner_size, activated.data(), rows, inner_size, 2 * inner_size);
-      adapted<T>(activated.data(), rows, layer->down, hidden, hidden, between);
+      linear<T>(activated.data(), rows, layer->down, hidden, hidden, halves, room);
     }
     norm_rows(hidden, norm, hidden, rows, size, epsilon);
   }
@@ -960,36 +835,12 @@ void draw_rows(const T* logits, const double* uniforms, int64_t* ids, float* log
 
 }  // namespace
 
-#define POSTTRAIN_EXPORT_PACK(From, To, name)                                                                          \
-  extern "C" void name(const From* weight, int64_t outputs, int64_t in, const float* outer, const float* inner,        \
-                       int64_t rank, To* panels) {                                                                     \
-    pack_weight(weight, outputs, in, outer, inner, rank, panels);                                                      \
-  }
-
-POSTTRAIN_EXPORT_PACK(float, float, pack_float32_float32)
-POSTTRAIN_EXPORT_PACK(float, BFloat16, pack_float32_bfloat16)
-POSTTRAIN_EXPORT_PACK(BFloat16, float, pack_bfloat16_float32)
-POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
-
 #define POSTTRAIN_EXPORT(T, name)                                                                                      \
-  extern "C" void packed_rows_##name(const Linear<T>* layer, const int64_t* ids, int64_t rows, T* out) {               \
-    _Pragma("omp parallel") {                                                                                          \
-      if (layer->narrow) {                                                                                             \
-        packed_rows<BFloat16>(*layer, ids, rows, out);                                                                 \
-      } else {                                                                                                         \
-        packed_rows<T>(*layer, ids, rows, out);                                                                        \
-      }                                                                                                                \
-    }                                                                                                                  \
-  }                                                                                                                    \
   extern "C" void linear_##name(const T* x, int64_t rows, const Linear<T>* layer, const T* other, T* out) {            \
-    const int64_t whole = rows / kChunk * kChunk;                                                                      \
-    std::vector<T> rest(kChunk * layer->in);                                                                           \
-    std::memcpy(rest.data(), x + whole * layer->in, (rows - whole) * layer->in * sizeof(T));                           \
+    std::vector<float> halves(2 * rows * layer->ranks);                                                                \
     _Pragma("omp parallel") {                                                                                          \
-      linear(x, whole, *layer, other, out);                                                                            \
-      if (rows > whole)                                                                                                \
-        linear<T>(rest.data(), rows - whole, *layer, other ? other + whole * layer->out : nullptr,                     \
-                  out + whole * layer->out);                                                                           \
+      LinearRoom<T> room;                                                                                              \
+      linear(x, rows, *layer, other, out, halves, room);                                                               \
     }                                                                                                                  \
   }                                                                                                                    \
   extern "C" void decode_layers_##name(const Step<T>* step, const Layer<T>* layers, int64_t num_layers, const T* norm, \
@@ -998,7 +849,7 @@ POSTTRAIN_EXPORT_PACK(BFloat16, BFloat16, pack_bfloat16_bfloat16)
   }                                                                                                                    \
   extern "C" void attend_##name(const Step<T>* step, const Attention<T>* layer, const T* states, T* out) {             \
     _Pragma("omp parallel") {                                                                                          \
-      Room<T> room;                                                                                                    \
+      AttentionRoom<T> room;                                                                                           \
       attend(*step, *layer, states, out, room);                                                                        \
     }                                                                                                                  \
   }                                                                                                                    \

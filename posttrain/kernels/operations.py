@@ -5,12 +5,12 @@ Floor 0: CPU tensors of float32 or bfloat16. Sums are in float32, and a result i
 
 import ctypes
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.kernels.library import load_library
@@ -18,23 +18,26 @@ from posttrain.kernels.library import load_library
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LANES = 16  # sizes of heads, of SwiGLU and of linear layers must be multiples
 MAX_HEAD_SIZE = 256
-COLUMNS = 2 * LANES  # of packed weights, to which their outputs are padded
+COLUMNS = 2 * LANES  # of which heads are multiples in training, and the ranks that adapters are padded to
 
 
-class PackedLinear(Structure):
-    """A linear layer as kernels read it; the tensors that it points to are kept alive beside it."""
+class Part(Structure):
+    """One of the linear layers that read the same input."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("weight", "bias")),
-        *((name, c_int64) for name in ("inputs", "outputs", "narrow")),
+        *((name, c_void_p) for name in ("weight", "outer")),
+        *((name, c_int64) for name in ("outputs", "rank", "first")),
     ]
-    tensors: tuple[Tensor | None, ...] = ()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weight."""
-        assert self.tensors[0] is not None
-        return self.tensors[0].dtype
+
+class Linear(Structure):
+    """Linear layers that read the same input, side by side; what it points to is kept alive beside it."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("parts", "bias", "inner")),
+        *((name, c_int64) for name in ("inputs", "outputs", "ranks", "narrow")),
+    ]
+    kept: tuple[object, ...] = ()
 
 
 class Step(Structure):
@@ -85,12 +88,6 @@ class TreeSpans(NamedTuple):
     first_branch: Tensor  # (P + 1,): the branches of tree p are those from first_branch[p] to first_branch[p + 1]
 
 
-class PackedAdapted(Structure):
-    """A linear layer with an adapter beside it; `inner` and `outer` are empty where there is none."""
-
-    _fields_ = [(name, PackedLinear) for name in ("frozen", "inner", "outer")]
-
-
 class Layer(Structure):
     """A decoder layer of Llama's form."""
 
@@ -98,7 +95,7 @@ class Layer(Structure):
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("epsilon", c_float),
-        *((name, PackedAdapted) for name in ("states", "output", "gate_up", "down")),
+        *((name, Linear) for name in ("states", "output", "gate_up", "down")),
         ("attention", Attention),
     ]
 
@@ -139,8 +136,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         functions: dict[str, list[Any]] = {
-            "packed_rows": [POINTER(PackedLinear), c_void_p, c_int64, c_void_p],
-            "linear": [c_void_p, c_int64, POINTER(PackedLinear), c_void_p, c_void_p],
+            "linear": [c_void_p, c_int64, POINTER(Linear), c_void_p, c_void_p],
             "decode_layers": [POINTER(Step), POINTER(Layer), c_int64, c_void_p, c_float, c_void_p],
             "attend": [POINTER(Step), POINTER(Attention), c_void_p, c_void_p],
             "attend_trees": [POINTER(Trees)] + [c_void_p] * 5,
@@ -152,11 +148,6 @@ class Kernels:
             "rotate": [c_void_p] * 4 + [c_int64] * 4,
             "score_targets": [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int64],
             "draw": [c_void_p] * 4 + [c_int64, c_int64, c_float],
-        }
-        pack = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
-        self._pack = {
-            (source, target): _function(library, f"pack_{SUFFIXES[source]}_{SUFFIXES[target]}", pack)
-            for source, target in itertools.product(SUFFIXES, repeat=2)
         }
         self._call = {name: _function(library, f"{name}_{SUFFIXES[dtype]}", kinds) for name, kinds in functions.items()}
 
@@ -242,59 +233,42 @@ class Kernels:
         self._call["draw"](*addresses, *logits.shape, 1.0 / temperature)
         return ids, logprobs
 
-    def packed(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Return a copy of a linear layer's weight `(N, K)` in the order in which `linear` reads it, and its bias."""
-        outputs, inputs = weight.shape
-        packed = self.new_packed(outputs, inputs, weight.dtype, bias)
-        self.pack(packed, 0, weight)
-        return packed
+    def join(
+        self, weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[tuple[Tensor, Tensor] | None]
+    ) -> Linear:
+        """Return layers with weights `(N_i, K)` as one of all their outputs, for `linear`; bias is `(N_1 + ...)`.
 
-    def new_packed(self, outputs: int, inputs: int, dtype: torch.dtype, bias: Tensor | None) -> PackedLinear:
-        """Return a linear layer without its weight yet, which `pack` writes; both sizes are multiples of LANES.
-
-        `dtype` is the kernels' own, or bfloat16, which products in float32 widen as they read it. Panels of 16 outputs:
-        `(N / 16, K, 16)` in float32, and `(N / 16, K / 2, 16, 2)` in bfloat16; zeros fill the last outputs up to a
-        multiple of COLUMNS.
+        An adapter, `(N_i, r)` and `(r, K)`, adds their product to a weight. Weights are read where they are, all of the
+        kernels' dtype, or of bfloat16, which products in float32 widen; adapters are copied, and rounded to the
+        kernels' dtype. N_i and K are multiples of LANES.
         """
-        assert outputs % LANES == inputs % LANES == 0, f"expected multiples of {LANES}, and got {outputs}, {inputs}"
+        inputs, dtype = weights[0].shape[1], weights[0].dtype
         assert dtype in (self.dtype, torch.bfloat16), f"expected {self.dtype}, and got {dtype}"
-        pair = 2 if dtype == torch.bfloat16 else 1
-        panels = torch.zeros(-(-outputs // COLUMNS) * COLUMNS // LANES, inputs // pair, LANES, pair, dtype=dtype)
-        address = None if bias is None else self.at(bias)
-        packed = PackedLinear(panels.data_ptr(), address, inputs, outputs, dtype != self.dtype)
-        packed.tensors = (panels, bias)
-        return packed
+        outputs = sum(map(len, weights))
+        assert bias is None or bias.shape == (outputs,), f"expected {outputs} biases, and got {tuple(bias.shape)}"
+        parts = (Part * len(weights))()
+        inners: list[Tensor] = []
+        outers: list[Tensor] = []
+        for part, weight, adapter in zip(parts, weights, adapters, strict=True):
+            assert weight.dtype == dtype, f"expected weights of {dtype}, and got {weight.dtype}"
+            assert weight.shape[1] == inputs, f"expected {inputs} inputs, and got {weight.shape[1]}"
+            assert len(weight) % LANES == inputs % LANES == 0, f"expected multiples of {LANES}: {tuple(weight.shape)}"
+            assert weight.is_contiguous(), f"expected a contiguous weight, and got strides {weight.stride()}"
+            part.weight, part.outputs, part.first = weight.data_ptr(), len(weight), sum(map(len, inners))
+            if adapter is not None:
+                outer, inner = (factor.to(self.dtype) for factor in adapter)
+                inners.append(F.pad(inner, (0, 0, 0, -len(inner) % LANES)))
+                outers.append(F.pad(outer, (0, -len(inner) % COLUMNS)).contiguous())
+                part.outer, part.rank = outers[-1].data_ptr(), outers[-1].shape[1]
+        all_inner = _by_halves(torch.cat(inners)) if inners else None
+        addresses = (None if tensor is None else self.at(tensor) for tensor in (bias, all_inner))
+        ranks = sum(map(len, inners))
+        linear = Linear(ctypes.addressof(parts), *addresses, inputs, outputs, ranks, dtype != self.dtype)
+        linear.kept = (parts, bias, all_inner, *weights, *outers)
+        return linear
 
-    def pack(
-        self, packed: PackedLinear, start: int, weight: Tensor, low_rank: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        """Write a weight `(n, K)` to the outputs of a packed layer from `start` on; both are multiples of LANES.
-
-        With `low_rank`, `(n, r)` and `(r, K)`, their product is added to it in float32, and the sum rounded once.
-        """
-        panels, (outputs, inputs) = packed.tensors[0], weight.shape
-        assert panels is not None
-        assert outputs % LANES == start % LANES == 0, f"expected multiples of {LANES}, and got {outputs} from {start}"
-        assert inputs == packed.inputs, f"expected {packed.inputs} inputs, and got {inputs}"
-        assert start + outputs <= packed.outputs, f"expected {packed.outputs} outputs, and got {outputs} from {start}"
-        weight = weight.contiguous()
-        outer, inner = (factor.float().contiguous() for factor in low_rank or (weight.new_empty(0),) * 2)
-        function = self._pack[weight.dtype, packed.dtype]
-        addresses = outer.data_ptr(), inner.data_ptr()
-        rank = 0 if low_rank is None else len(inner)
-        function(weight.data_ptr(), outputs, inputs, *addresses, rank, panels[start // LANES :].data_ptr())
-
-    def packed_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
-        """Return the rows `(T, K)` of a packed weight, for ids `(T,)`: of an embedding that is a head's weight too."""
-        ids = ids.to(torch.long).contiguous()
-        least, most = (int(end) for end in ids.aminmax())
-        assert 0 <= least <= most < packed.outputs, f"expected ids below {packed.outputs}, and got {least} to {most}"
-        out = torch.empty(len(ids), packed.inputs, dtype=self.dtype)
-        self._call["packed_rows"](byref(packed), ids.data_ptr(), len(ids), self.at(out))
-        return out
-
-    def linear(self, x: Tensor, layer: PackedLinear, other: Tensor | None = None) -> Tensor:
-        """Return `x @ weight.T + bias + other`: `(..., K)` to `(..., N)`, and `other` has the result's shape."""
+    def linear(self, x: Tensor, layer: Linear, other: Tensor | None = None) -> Tensor:
+        """Return `x @ weight.T + bias + other` with what adapters add: `(..., K)` to `(..., N)`, as `other`."""
         assert x.shape[-1] == layer.inputs, f"expected {layer.inputs} inputs, and got {x.shape[-1]}"
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], layer.outputs)
@@ -367,6 +341,12 @@ def _trees(spans: TreeSpans, query: Tensor, key: Tensor, value: Tensor, scaling:
     addresses = (tensor.data_ptr() for tensor in spans)
     seen = tokens if window is None else window
     return Trees(tokens, heads, kv_heads, size, len(spans.prompts), *addresses, seen, scaling)
+
+
+def _by_halves(inner: Tensor) -> Tensor:
+    """Return the first half of the inputs of all rows of `(R, K)`, then the second, which threads compute apart."""
+    half = inner.shape[1] // (2 * COLUMNS) * COLUMNS
+    return torch.cat([inner[:, :half].flatten(), inner[:, half:].flatten()])
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -291,6 +291,59 @@ inline V sums(V* x) {
   }
 }
 
+// Of pairs of bfloat16: the first ones, or the second.
+template <bool second>
+inline Floats of_pairs(Floats x) {
+  const Bits pairs = bit_cast<Bits>(x);
+  return bit_cast<Floats>(second ? pairs & 0xffff0000 : pairs << 16);
+}
+template <bool second, class V>
+inline Pair<V> of_pairs(const Pair<V>& x) {
+  return {of_pairs<second>(x.low), of_pairs<second>(x.high)};
+}
+
+// Four floats of every fourth row, side by side.
+inline Floats load_quads(const float* from, int64_t step) {
+#if defined(__AVX512F__)
+  __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(from));
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(from + 4 * step), 1);
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(from + 8 * step), 2);
+  return (Floats)_mm512_insertf32x4(x, _mm_loadu_ps(from + 12 * step), 3);
+#elif defined(__AVX__)
+  return (Floats)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), _mm_loadu_ps(from + 4 * step), 1);
+#else
+  return load_lanes<Floats>(from);
+#endif
+}
+
+// Four columns of as many rows as a vector has lanes.
+[[gnu::always_inline]] inline void load_columns(const float* from, int64_t step, Floats (&columns)[4]) {
+  Places low, high, even, odd;  // within each four lanes
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kNative; ++lane) {
+    const int base = lane / 4 * 4, place = lane % 4;
+    low[lane] = base + place / 2 + (place % 2) * kNative;
+    high[lane] = low[lane] + 2;
+    even[lane] = base + place % 2 + place / 2 * kNative;
+    odd[lane] = even[lane] + 2;
+  }
+  Floats rows[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) rows[i] = load_quads(from + i * step, step);
+  const Floats a = lanes_at(rows[0], rows[1], low), b = lanes_at(rows[2], rows[3], low);
+  const Floats c = lanes_at(rows[0], rows[1], high), d = lanes_at(rows[2], rows[3], high);
+  columns[0] = lanes_at(a, b, even), columns[1] = lanes_at(a, b, odd);
+  columns[2] = lanes_at(c, d, even), columns[3] = lanes_at(c, d, odd);
+}
+template <class V>
+[[gnu::always_inline]] inline void load_columns(const float* from, int64_t step, Pair<V> (&columns)[4]) {
+  V low[4], high[4];
+  load_columns(from, step, low);
+  load_columns(from + kLanesOf<V> * step, step, high);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) columns[i] = {low[i], high[i]};
+}
+
 // The rows and columns of a square of vectors change places: first in squares of 2 x 2 of it, then of those, and so on.
 template <int step = 1>
 inline void turn(Floats (&x)[kNative]) {
@@ -310,8 +363,8 @@ inline void turn(Floats (&x)[kNative]) {
 }
 
 // to (columns, rows) = from (rows, columns), both numbers multiples of the CPU's lanes; steps are those between two rows.
-template <class T>
-inline void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
+template <class From, class To>
+inline void transpose(const From* from, int64_t from_step, int64_t rows, int64_t columns, To* to, int64_t to_step) {
   for (int64_t row = 0; row < rows; row += kNative)
     for (int64_t column = 0; column < columns; column += kNative) {
       Floats square[kNative];

@@ -23,7 +23,7 @@ def complete(
     content = (Message(role="user", content=text),) if chat else text
     prompt = render_prompt(Row("prompt", "prompt", "the prompt", prompt=content), policy.tokenizer)
     engine = ENGINES["native"](policy, EngineSettings(), lambda: False)
-    del policy  # the engine has its own copy of the weights
+    del policy  # the engine keeps the weights
     try:
         seeds = [[derive_seed(seed, "generate", sample) for sample in range(num_samples)]]
         return engine.generate([prompt], sampling, num_samples=num_samples, seeds=seeds)[0]

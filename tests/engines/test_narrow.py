@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from posttrain.engines import products
 from posttrain.engines.native import NativeEngine
-from posttrain.engines.products import AdaptedLinear, CompiledLinear, JoinedProduct, LayerWeights
+from posttrain.engines.products import AdaptedLinear, CompiledLinear, JoinedProduct
 from posttrain.kernels.operations import compiled_kernels
 from posttrain.models.frozen import keep_stored_weights
 from posttrain.models.lm import LoadedModel
@@ -64,9 +64,23 @@ def joined_products(engine: NativeEngine) -> list[JoinedProduct]:
     return list(dict.fromkeys(engine._weights._product_of.values()))
 
 
+def weights_of(product: JoinedProduct) -> list[torch.Tensor]:
+    """Return the weights that a product reads; those of layers that were joined by copying are one."""
+    whole = product.whole
+    if isinstance(whole, CompiledLinear):
+        parts, _, _, *tensors = whole.linear.kept
+        return tensors[: len(parts)]
+    frozen = whole.frozen if isinstance(whole, AdaptedLinear) else whole
+    return [frozen.weight]
+
+
 def stored_dtypes(engine: NativeEngine) -> set[torch.dtype]:
-    frozen = [product._frozen for product in joined_products(engine)]
-    return {each.packed.dtype if isinstance(each, CompiledLinear) else each.weight.dtype for each in frozen}
+    return {weight.dtype for product in joined_products(engine) for weight in weights_of(product)}
+
+
+def is_adapted(product: JoinedProduct) -> bool:
+    whole = product.whole
+    return isinstance(whole, AdaptedLinear) or (isinstance(whole, CompiledLinear) and whole.linear.ranks > 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,7 +104,7 @@ def test_it_samples_from_the_policy(
     assert stored_dtypes(engine) == {torch.bfloat16}
     if rank:
         assert largest_gap(plain.model, prompts, completions) > 1e-2
-        assert sum(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine)) == 2 * 4
+        assert sum(map(is_adapted, joined_products(engine))) == 2 * 4
     kernels = compiled and compiled_kernels(torch.device("cpu"), torch.float32) is not None
     assert engine._stacks is (kernels and family in {"llama", "mistral", "qwen2", "qwen3"})
 
@@ -110,11 +124,11 @@ def test_adapters_of_some_layers_and_of_none(make_policy: MakePolicy, prompts: l
     policy = adapted(narrowed(make_policy("qwen2")), target_modules=["q_proj", "v_proj", "down_proj"])
     engine = NativeEngine(policy, EngineSettings())
     assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
-    assert sum(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine)) == 2 * 2
+    assert sum(map(is_adapted, joined_products(engine))) == 2 * 2
     with policy.model.disable_adapter():
         engine.load_weights(policy.model)
         assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
-    assert not any(isinstance(product.whole, AdaptedLinear) for product in joined_products(engine))
+    assert not any(map(is_adapted, joined_products(engine)))
 
 
 def test_several_active_adapters_add_up(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
@@ -126,16 +140,34 @@ def test_several_active_adapters_add_up(make_policy: MakePolicy, prompts: list[P
     assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
 
 
-def test_training_the_adapter_packs_no_frozen_weight_again(
-    make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_frozen_weights_are_shared_with_the_policy(
+    family: str, narrow: bool, make_policy: MakePolicy, prompts: list[Prompt]
 ) -> None:
-    policy = adapted(narrowed(make_policy("qwen2")))
+    if compiled_kernels(torch.device("cpu"), torch.float32) is None:
+        pytest.skip("no C++ compiler on this machine")
+    plain = make_policy(family)
+    policy = adapted(narrowed(plain) if narrow else plain)
     engine = NativeEngine(policy, EngineSettings())
-    before = [product._frozen for product in joined_products(engine)]
-    moved(policy.model)
-    engine.load_weights(policy.model)
-    assert all(product._frozen is frozen for product, frozen in zip(joined_products(engine), before, strict=True))
-    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+    for _ in range(2):
+        own = {parameter.data_ptr() for parameter in policy.model.parameters() if not parameter.requires_grad}
+        assert {parameter.data_ptr() for parameter in engine._open_model().parameters()} <= own
+        read = {weight.data_ptr() for product in joined_products(engine) for weight in weights_of(product)}
+        assert read <= own
+        moved(policy.model)
+        engine.load_weights(policy.model)
+        assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
+
+
+def test_adapters_are_copies(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
+    policy = adapted(make_policy("qwen3"))
+    engine = NativeEngine(policy, EngineSettings())
+    before = generate(engine, prompts, SAMPLING)
+    for parameter in policy.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    assert generate(engine, prompts, SAMPLING) == before
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -155,32 +187,17 @@ def test_weights_of_any_dtype_follow_each_other(
             assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
 
 
-def test_a_frozen_weight_that_changes_in_place_is_copied_again(make_policy: MakePolicy, prompts: list[Prompt]) -> None:
-    policy = narrowed(make_policy("llama"))
-    engine = NativeEngine(policy, EngineSettings())
-    with torch.no_grad():
-        policy.model.model.layers[0].mlp.up_proj.weight.mul_(2)
-    before = generate(engine, prompts, SAMPLING)
-    assert largest_gap(policy.model, prompts, before) > 1e-3
-    engine.load_weights(policy.model)
-    assert largest_gap(policy.model, prompts, generate(engine, prompts, SAMPLING)) < 1e-5
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-def test_the_weights_are_copies(narrow: bool, make_policy: MakePolicy, prompts: list[Prompt]) -> None:
-    policy = narrowed(make_policy("gemma2")) if narrow else make_policy("gemma2")
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("family", ["gemma2", "qwen2"])
+def test_trained_weights_are_copies(
+    family: str, compiled: bool, make_policy: MakePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
+    policy = make_policy(family)
     engine = NativeEngine(policy, EngineSettings())
     before = generate(engine, prompts, SAMPLING)
     for parameter in policy.model.parameters():
+        assert parameter.requires_grad
         parameter.data.zero_()
     assert generate(engine, prompts, SAMPLING) == before
-
-
-def test_another_tensor_where_the_first_one_lay_is_no_frozen_weight() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(16, 16).bfloat16()
-    product = JoinedProduct(["only"], [LayerWeights(weight)], torch.float32)
-    other = torch.randn(16, 16).bfloat16()
-    product.set([LayerWeights(other)])
-    x = torch.randn(3, 16)
-    torch.testing.assert_close(product.whole(x), x @ other.float().T)

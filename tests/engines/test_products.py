@@ -18,7 +18,7 @@ from posttrain.engines.products import (
     joined_linear,
     probe_logits,
 )
-from posttrain.engines.weights import InferenceWeights, PackedEmbedding
+from posttrain.engines.weights import InferenceWeights
 from posttrain.kernels.operations import compiled_kernels
 from posttrain.models.attention import ATTENTION_NAME
 from posttrain.models.devices import multiplies_bfloat16_fast
@@ -97,8 +97,9 @@ def test_different_inputs_are_noticed() -> None:
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
 def test_a_tied_head_and_its_embedding_are_one_weight(
-    dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, compiled: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
         monkeypatch.setattr(products, "compiled_kernels", lambda *_: None)
@@ -110,13 +111,33 @@ def test_a_tied_head_and_its_embedding_are_one_weight(
     model.load_state_dict(plain.state_dict())
     weights = InferenceWeights(model)
     weights.join()
-    assert isinstance(model.get_input_embeddings(), PackedEmbedding) is compiled
-    assert isinstance(model.lm_head.product.whole, CompiledLinear) is compiled
+    whole = model.lm_head.product.whole
+    assert isinstance(whole, CompiledLinear) is compiled
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(probe_logits(model), probe_logits(plain), rtol=tolerance, atol=tolerance)
+    other.requires_grad_(not frozen)
     weights.load((name, weight, None) for name, weight in other.named_parameters())
     loaded = probe_logits(model)
     torch.testing.assert_close(loaded, probe_logits(other), rtol=tolerance, atol=tolerance)
-    for parameter in other.parameters():
-        parameter.mul_(2)
-    assert torch.equal(probe_logits(model), loaded), "the weights are copies"
+    embedding = model.get_input_embeddings().weight
+    assert (embedding.data_ptr() == other.get_input_embeddings().weight.data_ptr()) is frozen
+    if compiled:
+        assert embedding.data_ptr() in addresses(model.lm_head.product.whole)
+
+
+def addresses(product: CompiledLinear) -> set[int]:
+    return {kept.data_ptr() for kept in product.linear.kept if isinstance(kept, Tensor)}
+
+
+@pytest.mark.skipif(compiled_kernels(CPU, torch.bfloat16) is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
+def test_frozen_weights_are_read_where_they_are(dtype: torch.dtype, stored: torch.dtype) -> None:
+    frozen = torch.randn(32, 64).to(stored)
+    trained, spread, wide = frozen.clone().requires_grad_(), torch.randn(64, 32).to(stored).T, frozen.double()
+    for weight, shared in ((frozen, True), (trained, False), (spread, False)):
+        joined_layer = joined_linear([LayerWeights(weight)], dtype)
+        assert isinstance(joined_layer, CompiledLinear)
+        assert (weight.data_ptr() in addresses(joined_layer)) is shared
+    mixed = joined_linear([LayerWeights(frozen), LayerWeights(wide)], dtype)
+    assert isinstance(mixed, CompiledLinear)
+    assert (frozen.data_ptr() in addresses(mixed)) is (dtype == stored), "one dtype for all of a product"

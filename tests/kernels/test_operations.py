@@ -282,16 +282,60 @@ def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
         kernels.swiglu_of_joined(torch.ones(32, 32, dtype=kernels.dtype).T)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 70])
-@pytest.mark.parametrize(("outputs", "inputs"), [(48, 16), (16, 48), (96, 64)])
-def test_linear(kernels: Kernels, rows: int, outputs: int, inputs: int) -> None:
-    x, weight, bias, other = (
-        torch.randn(*shape).to(kernels.dtype)
-        for shape in ((2, rows, inputs), (outputs, inputs), (outputs,), (2, rows, outputs))
+ROW_COUNTS = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 70]
+
+
+@pytest.mark.parametrize("rows", ROW_COUNTS)
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [([48], 16), ([16], 48), ([96], 64), ([16, 32, 48], 96), ([16, 16], 32)]
+)
+def test_linear(kernels: Kernels, rows: int, outputs: list[int], inputs: int) -> None:
+    x, bias, other = (
+        torch.randn(*shape).to(kernels.dtype) for shape in ((2, rows, inputs), (sum(outputs),), (2, rows, sum(outputs)))
     )
-    plain = F.linear(x.double(), weight.double())
-    assert_close(kernels.linear(x, kernels.packed(weight, None)), plain)
-    assert_close(kernels.linear(x, kernels.packed(weight, bias), other), plain + bias.double() + other.double())
+    weights = [torch.randn(size, inputs).to(kernels.dtype) for size in outputs]
+    plain = F.linear(x.double(), torch.cat(weights).double())
+    none = [None] * len(weights)
+    assert_close(kernels.linear(x, kernels.join(weights, None, none)), plain)
+    biased = kernels.join(weights, bias, none)
+    assert_close(kernels.linear(x, biased, other), plain + bias.double() + other.double())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 17, 33, 70])
+@pytest.mark.parametrize("ranks", [[4], [0, 5, 17], [16, 16, 16], [48, 40, 64]])
+@pytest.mark.parametrize("inputs", [48, 128])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_adapters_beside_weights(kernels: Kernels, rows: int, ranks: list[int], inputs: int, narrow: bool) -> None:
+    sizes = [48, 32, 64][: len(ranks)]
+    dtype = torch.bfloat16 if narrow else kernels.dtype
+    weights = [torch.randn(size, inputs).to(dtype) for size in sizes]
+    adapters = [
+        (torch.randn(size, rank) / 4, torch.randn(rank, inputs) / 8) if rank else None
+        for size, rank in zip(sizes, ranks, strict=True)
+    ]
+    x, bias, other = (
+        torch.randn(*shape).to(kernels.dtype) for shape in ((rows, inputs), (sum(sizes),), (rows, sum(sizes)))
+    )
+    exact = F.linear(x.double(), torch.cat(weights).double(), bias.double()) + other.double()
+    added = torch.zeros_like(exact)
+    for part, adapter in zip(added.split(sizes, dim=1), adapters, strict=True):
+        if adapter is not None:
+            outer, inner = (factor.to(kernels.dtype).double() for factor in adapter)
+            between = (x.double() @ inner.T).to(kernels.dtype)  # rounded between the two products
+            part += between.double() @ outer.T
+    actual = kernels.linear(x, kernels.join(weights, bias, adapters), other)
+    assert_close(actual, exact + added)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 40])
+def test_a_row_does_not_depend_on_the_others(kernels: Kernels, rows: int) -> None:
+    weights = [torch.randn(size, 160).to(kernels.dtype) for size in (48, 80)]
+    adapters = [(torch.randn(48, 20), torch.randn(20, 160)), None]
+    layer, x = kernels.join(weights, None, adapters), torch.randn(70, 160).to(kernels.dtype)
+    together = kernels.linear(x, layer)
+    x[rows:] = torch.nan
+    assert torch.equal(kernels.linear(x, layer)[:rows], together[:rows])
+    assert torch.equal(kernels.linear(x[:rows], layer), together[:rows])
 
 
 @pytest.mark.parametrize("rows", [*range(1, 10), 15, 31, 32, 33, 70])
@@ -299,55 +343,43 @@ def test_linear(kernels: Kernels, rows: int, outputs: int, inputs: int) -> None:
 def test_a_narrower_weight_gives_the_product_of_its_values(kernels: Kernels, rows: int, outputs: int) -> None:
     x, other, bias = (torch.randn(*shape).to(kernels.dtype) for shape in ((rows, 80), (rows, outputs), (outputs,)))
     weight = torch.randn(outputs, 80).bfloat16()
-    narrow, whole = kernels.packed(weight, bias), kernels.packed(weight.to(kernels.dtype), bias)
-    assert (narrow.dtype, whole.dtype) == (torch.bfloat16, kernels.dtype)
+    narrow, whole = (kernels.join([each], bias, [None]) for each in (weight, weight.to(kernels.dtype)))
     assert_close(kernels.linear(x, narrow), F.linear(x.double(), weight.double(), bias.double()))
     torch.testing.assert_close(kernels.linear(x, narrow, other), kernels.linear(x, whole, other))
-    ids = torch.tensor([0, outputs - 1, 5, 5])
-    assert torch.equal(kernels.packed_rows(narrow, ids), weight[ids].to(kernels.dtype))
-    assert torch.equal(kernels.packed_rows(narrow, ids.int()), weight[ids].to(kernels.dtype))
-    for wrong in (-1, outputs):
-        with pytest.raises(AssertionError, match=f"got 0 to {wrong}" if wrong > 0 else "got -1 to 0"):
-            kernels.packed_rows(narrow, torch.tensor([0, wrong]))
 
 
-def test_weights_of_other_dtypes_are_refused(kernels: Kernels) -> None:
+def test_weights_are_read_where_they_are(kernels: Kernels) -> None:
+    weight, x = torch.randn(32, 64).to(kernels.dtype), torch.randn(3, 64).to(kernels.dtype)
+    layer = kernels.join([weight], None, [None])
+    before = kernels.linear(x, layer)
+    weight.mul_(2)
+    assert torch.equal(kernels.linear(x, layer), 2 * before)
+
+
+def test_weights_of_other_forms_are_refused(kernels: Kernels) -> None:
+    def ones(*shape: int, dtype: torch.dtype = kernels.dtype) -> torch.Tensor:
+        return torch.ones(shape, dtype=dtype)
+
     wider = torch.float32 if kernels.dtype == torch.bfloat16 else torch.float64
-    with pytest.raises(AssertionError, match="and got torch"):
-        kernels.packed(torch.ones(16, 16, dtype=wider), None)
-    packed = kernels.packed(torch.ones(32, 16).to(kernels.dtype), None)
-    for start, shape, message in ((0, (16, 32), "16 inputs"), (8, (16, 16), "multiples"), (16, (32, 16), "32 outputs")):
+    for weights, message in (
+        ([ones(16, 16, dtype=wider)], "and got torch"),
+        ([ones(16, 16), ones(16, 16, dtype=wider)], "and got torch"),
+        ([ones(16, 16), ones(16, 32)], "16 inputs"),
+        ([ones(8, 16)], "multiples"),
+        ([ones(16, 8)], "multiples"),
+        ([ones(32, 16).T], "strides"),
+    ):
         with pytest.raises(AssertionError, match=message):
-            kernels.pack(packed, start, torch.ones(shape))
-
-
-@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("inputs", "rank"), [(16, 0), (48, 5), (80, 16), (128, 1)])
-def test_packing_adds_a_low_rank_product_and_rounds_once(
-    kernels: Kernels, source: torch.dtype, target: torch.dtype, inputs: int, rank: int
-) -> None:
-    if target not in (kernels.dtype, torch.bfloat16):
-        pytest.skip("panels are not wider than the products")
-    packed = kernels.new_packed(96, inputs, target, None)
-    weights = [torch.randn(outputs, inputs).to(source) for outputs in (16, 48, 32)]
-    outer, inner = torch.randn(48, rank).double(), torch.randn(rank, inputs).double()
-    for start, weight in zip((0, 16, 64), weights, strict=True):
-        kernels.pack(packed, start, weight, (outer, inner) if rank and start == 16 else None)
-    exact = [weight.double() for weight in weights]
-    exact[1] += outer @ inner
-    rows = kernels.packed_rows(packed, torch.arange(96)).double()
-    if rank == 0:
-        assert torch.equal(rows, torch.cat(exact).to(target).double())
-    tolerance = 1e-6 if target == torch.float32 else 2**-8  # half a unit in the last place
-    torch.testing.assert_close(rows, torch.cat(exact), rtol=1.01 * tolerance, atol=tolerance)
+            kernels.join(weights, None, [None] * len(weights))
+    with pytest.raises(AssertionError, match="16 biases"):
+        kernels.join([ones(16, 16)], ones(32), [None])
 
 
 def test_linear_does_not_read_beyond_its_rows(kernels: Kernels) -> None:
     storage = torch.full((40, 64), torch.nan).to(kernels.dtype)
     storage[:3] = 1.0
-    weight = torch.ones(32, 64).to(kernels.dtype)
-    assert torch.equal(kernels.linear(storage[:3], kernels.packed(weight, None)).float(), torch.full((3, 32), 64.0))
+    layer = kernels.join([torch.ones(32, 64).to(kernels.dtype)], None, [None])
+    assert torch.equal(kernels.linear(storage[:3], layer).float(), torch.full((3, 32), 64.0))
 
 
 def test_which_tensors_are_served() -> None:
