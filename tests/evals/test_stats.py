@@ -177,7 +177,7 @@ def test_equal_shares_rule_out_a_gain_only_over_many_problems() -> None:
 @pytest.mark.parametrize("difference", [0.0, 0.3, -1.0])
 def test_paired_p_of_models_that_differ_on_one_problem_at_most(difference: float) -> None:
     a = np.array([0.5, 0.25, 1.0])
-    assert paired_p(a, a + [0.0, difference, 0.0]) == 1.0
+    assert paired_p(a, a + np.array([0.0, difference, 0.0])) == 1.0
 
 
 def test_paired_p_takes_any_scores() -> None:
