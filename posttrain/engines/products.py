@@ -87,7 +87,7 @@ class LayerWeights(NamedTuple):
 def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredLinear:
     """Return linear layers with one input as a single layer, whose products are in `dtype`.
 
-    Where compiled kernels serve, weights that are frozen are read where they are; all others are copies.
+    Frozen weights are read where they are by compiled kernels, and where one is a product by itself; others are copies.
     """
     narrow = all(is_narrower(layer.weight.dtype, dtype) for layer in layers)
     stored = layers[0].weight.dtype if narrow else dtype
@@ -98,11 +98,11 @@ def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredL
         adapters = [None if layer.added is None else (layer.added.outer, layer.added.inner) for layer in layers]
         return CompiledLinear(kernels, kernels.join(weights, bias, adapters))
     if narrow:
-        plain = PlainLinear(torch.cat([layer.weight for layer in layers]), bias)
+        plain = PlainLinear(_side_by_side([layer.weight for layer in layers]), bias)
         return plain if all(layer.added is None for layer in layers) else _with_adapters(plain, layers, dtype)
-    weight = torch.cat(
+    weight = _side_by_side(
         [layer.weight if layer.added is None else layer.added.folded_into(layer.weight, dtype) for layer in layers]
-    ).to(stored)
+    ).to(dtype)
     if _onednn_packs(weight):
         return OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
     return PlainLinear(weight, bias)
@@ -111,6 +111,11 @@ def joined_linear(layers: Sequence[LayerWeights], dtype: torch.dtype) -> StoredL
 def _readable(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a weight as kernels read it: its own memory, or a copy where that is trained or of another form."""
     return weight.detach().to(dtype, copy=weight.requires_grad).contiguous()
+
+
+def _side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """Return weights as one: a single frozen one as it is, others as a copy."""
+    return weights[0] if len(weights) == 1 and not weights[0].requires_grad else torch.cat(list(weights))
 
 
 def _joined_bias(layers: Sequence[LayerWeights], dtype: torch.dtype) -> Tensor | None:
