@@ -154,7 +154,7 @@ inline void store(T* to, const Pair<V>& x) {
   store(to + kLanesOf<V>, x.high);
 }
 
-// Two inputs of 16 outputs, as a panel has them (see Linear).
+// Two inputs of 16 outputs, as a panel has them (see Factors).
 inline void store_inputs(float* to, const Vec& first, const Vec& second) {
   store(to, first);
   store(to + kLanes, second);
