@@ -282,7 +282,7 @@ def test_wrong_tensors_are_refused(kernels: Kernels) -> None:
         kernels.swiglu_of_joined(torch.ones(32, 32, dtype=kernels.dtype).T)
 
 
-ROW_COUNTS = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 70]
+ROW_COUNTS = [1, 2, 3, 4, 5, 8, 15, 17, 33, 70]
 
 
 @pytest.mark.parametrize("rows", ROW_COUNTS)
@@ -301,7 +301,7 @@ def test_linear(kernels: Kernels, rows: int, outputs: list[int], inputs: int) ->
     assert_close(kernels.linear(x, biased, other), plain + bias.double() + other.double())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 17, 33, 70])
+@pytest.mark.parametrize("rows", [1, 4, 5, 33, 70])
 @pytest.mark.parametrize("ranks", [[4], [0, 5, 17], [16, 16, 16], [48, 40, 64]])
 @pytest.mark.parametrize("inputs", [48, 128])
 @pytest.mark.parametrize("narrow", [False, True])
