@@ -90,12 +90,13 @@ void multiply_rows(const Factors<BFloat16>& of, float* block, int64_t width) {
   Vec totals[num][panels];
   load_block(block, width, of.goes_on, totals);
   for (int64_t k = 0; k < of.in; k += 2) {
+    const auto pairs = [&](const BFloat16* panel) { return load(reinterpret_cast<const float*>(panel + k * kLanes)); };
     Vec weights[panels];  // of the first of two inputs, then of the second: those of both fit no registers of AVX2
-    weights[0] = load_of_pairs<Vec, false>(of.panel + k * kLanes);
-    if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, false>(of.next + k * kLanes);
+    weights[0] = of_pairs<false>(pairs(of.panel));
+    if constexpr (panels == 2) weights[1] = of_pairs<false>(pairs(of.next));
     add_products(totals, of.x + k, of.step, weights);
-    weights[0] = load_of_pairs<Vec, true>(of.panel + k * kLanes);
-    if constexpr (panels == 2) weights[1] = load_of_pairs<Vec, true>(of.next + k * kLanes);
+    weights[0] = of_pairs<true>(pairs(of.panel));
+    if constexpr (panels == 2) weights[1] = of_pairs<true>(pairs(of.next));
     add_products(totals, of.x + k + 1, of.step, weights);
   }
   store_block(totals, block, width);

@@ -30,25 +30,19 @@ void gather(const T* from, int64_t step, int64_t count, int64_t size, T* to) {
   std::memset(static_cast<void*>(to + count * size), 0, (whole(count) - count) * size * sizeof(T));
 }
 
-// Rows (count, size), `step` elements apart, as panels of which rows are the outputs: 16 rows each, `size` inputs, of which
-// floats or pairs of bfloat16 stay together.
+// Rows (count, size) as panels of which rows are the outputs: 16 rows each, `size` inputs, of which floats or pairs of
+// bfloat16 stay together.
 template <class T>
-void pack_outputs(const T* rows, int64_t step, int64_t count, int64_t size, T* panels) {
+void pack_outputs(const T* rows, int64_t count, int64_t size, T* panels) {
   constexpr int64_t together = sizeof(float) / sizeof(T);
   const int64_t width = size / together, squares = width / kNative * kNative;
   for (int64_t first = 0; first < count; first += kLanes, panels += size * kLanes) {
-    const T* from = rows + first * step;
-    transpose(reinterpret_cast<const float*>(from), step / together, kLanes, squares, reinterpret_cast<float*>(panels),
-              kLanes);
+    const T* from = rows + first * size;
+    transpose(reinterpret_cast<const float*>(from), width, kLanes, squares, reinterpret_cast<float*>(panels), kLanes);
     for (int64_t i = squares; i < width; ++i)
       for (int lane = 0; lane < kLanes; ++lane)
-        std::memcpy(panels + (i * kLanes + lane) * together, from + lane * step + i * together, sizeof(float));
+        std::memcpy(panels + (i * kLanes + lane) * together, from + lane * size + i * together, sizeof(float));
   }
-}
-
-template <class T>
-void pack_outputs(const T* rows, int64_t count, int64_t size, T* panels) {
-  pack_outputs(rows, size, count, size, panels);
 }
 
 // Rows (count, size) as panels of which rows are the inputs: 16 of their `size` columns each; `room` inputs of a panel.

@@ -108,19 +108,6 @@ inline Vec load(const T* from) {
   return load_lanes<Vec>(from);
 }
 
-// The first, or the second, of each pair of bfloat16.
-template <class V, bool second>
-inline V load_of_pairs(const BFloat16* from) {
-  if constexpr (kLanesOf<V> == kNative) {
-    Bits pairs;
-    std::memcpy(&pairs, from, sizeof(pairs));
-    return bit_cast<V>(second ? pairs & 0xffff0000 : pairs << 16);
-  } else {
-    typedef decltype(V::low) Half;
-    return {load_of_pairs<Half, second>(from), load_of_pairs<Half, second>(from + 2 * kLanesOf<Half>)};
-  }
-}
-
 #if defined(__AVX512BF16__)
 inline __m512bh load_pairs(const BFloat16* from) {
   __m512bh x;
@@ -363,8 +350,8 @@ inline void turn(Floats (&x)[kNative]) {
 }
 
 // to (columns, rows) = from (rows, columns), both numbers multiples of the CPU's lanes; steps are those between two rows.
-template <class From, class To>
-inline void transpose(const From* from, int64_t from_step, int64_t rows, int64_t columns, To* to, int64_t to_step) {
+template <class T>
+inline void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
   for (int64_t row = 0; row < rows; row += kNative)
     for (int64_t column = 0; column < columns; column += kNative) {
       Floats square[kNative];
